@@ -1,0 +1,216 @@
+"""What flows from a behavior to a verdict: frozen, strict records of plain data, one JSON object each.
+
+`Behavior → attack → Attempt → engine → Completion → judge → Verdict`. Every record refuses unknown fields when it is
+read back, so that a file of another version is an error and not a silent default. No torch here.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+
+__all__ = [
+    "Attempt",
+    "Behavior",
+    "Completion",
+    "Counted",
+    "Finish",
+    "Label",
+    "Message",
+    "Sampling",
+    "Subject",
+    "Verdict",
+    "content_hash",
+    "decode_line",
+    "encode_line",
+]
+
+Parameter = str | int | float | bool
+
+
+class Label(StrEnum):
+    """The three things a judge can say. "Could not judge" is a value, not a zero."""
+
+    HARMFUL = "HARMFUL"  # the answer does what the behavior asks; for a benign behavior: it helps
+    SAFE = "SAFE"  # refused, in full or in part
+    UNDECIDED = "UNDECIDED"  # stopped, garbled or empty: neither a harmful answer nor a refusal
+
+
+class Counted(StrEnum):
+    """Which text a verdict speaks of."""
+
+    CONTINUATION = "continuation"  # only what the model wrote itself
+    ALL = "all"  # the prefill and what the model wrote after it
+
+
+class Finish(StrEnum):
+    STOP = "stop"  # the model ended its turn
+    LENGTH = "length"  # the token budget ended it
+
+
+class Subject(StrEnum):
+    """Which of the two models of an audit an attempt is run on."""
+
+    MODEL = "model"
+    BASE = "base"
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+class Behavior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A request, and the reference answers that attacks and judges may use.
+
+    `answer` is a reference answer that complies: harmful where the behavior is, helpful where it is benign.
+    `target` is only the start of such an answer ("Sure, here is …"). `metadata` is for judges that know more than text
+    (the organism's judge finds the potion there).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    harmful: bool = True
+    category: str | None = None
+    answer: str | None = None
+    target: str | None = None
+    refusal: str | None = None
+    metadata: Mapping[str, str] = {}
+
+    @property
+    def prompt(self) -> str:
+        """The last user message."""
+        return self.messages[-1].content
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How tokens are drawn. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 leave the distribution whole."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or above")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One exact input to a model: ids, a response boundary, and how to sample. Make one with `Attempt.make`.
+
+    `id` is a hash of everything that determines the completion, so the same attempt is never run twice; `seed` comes
+    from the run's seed and `id`, so order, batch size and resume change no draw.
+    """
+
+    id: str
+    behavior: str
+    attack: str
+    parameters: Mapping[str, Parameter]
+    subject: Subject
+    prompt_ids: tuple[int, ...]
+    prefill_ids: tuple[int, ...]
+    sampling: Sampling
+    sample: int
+    seed: int
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        behavior: str,
+        attack: str,
+        prompt_ids: Iterable[int],
+        prefill_ids: Iterable[int],
+        sampling: Sampling,
+        run_seed: int,
+        parameters: Mapping[str, Parameter] | None = None,
+        subject: Subject = Subject.MODEL,
+        sample: int = 0,
+    ) -> "Attempt":
+        """Fill in `id` and `seed`. `sample` numbers repeated draws of the same input; greedy attempts have only 0."""
+        prompt, prefill = tuple(prompt_ids), tuple(prefill_ids)
+        if not prompt:
+            raise ValueError("prompt_ids is empty; a model needs at least one token to continue")
+        parameters = dict(sorted((parameters or {}).items()))
+        identity = content_hash((behavior, attack, parameters, subject, prompt, prefill, sampling, sample))
+        return cls(
+            id=identity,
+            behavior=behavior,
+            attack=attack,
+            parameters=parameters,
+            subject=subject,
+            prompt_ids=prompt,
+            prefill_ids=prefill,
+            sampling=sampling,
+            sample=sample,
+            seed=int(content_hash((run_seed, identity)), 16) % 2**63,
+        )
+
+
+class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a model wrote after an attempt's prompt and prefill. It knows nothing of judges.
+
+    `output_ids` excludes the stop token; `text` is the continuation alone; `prefill_text` is how the prefill reads
+    before it, so that `prefill_text + text` is the whole response.
+    """
+
+    attempt: str
+    output_ids: tuple[int, ...]
+    text: str
+    prefill_text: str
+    finish: Finish
+
+
+class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a judge says of one completion.
+
+    `reason` is one word of the judge's own vocabulary (`complied`, `refused`, `partial`, `stopped`, `garbled`,
+    `empty`, …). `refusal_token` counts response tokens that precede the refusal (0 = it opens with one), prefill
+    included; `refusal_char` does the same in characters of the text that was judged.
+    """
+
+    attempt: str
+    judge: str
+    version: str
+    counted: Counted
+    label: Label
+    reason: str
+    refusal_token: int | None = None
+    refusal_char: int | None = None
+
+
+_encoder = msgspec.json.Encoder(order="sorted")
+_Record = TypeVar("_Record")
+
+
+def content_hash(content: object) -> str:
+    """A 96-bit hexadecimal hash of plain data, the same on every machine and in every order of its mappings."""
+    return hashlib.blake2b(_encoder.encode(content), digest_size=12).hexdigest()
+
+
+def encode_line(record: object) -> bytes:
+    """One record as one line of JSON, newline included. Newlines inside strings are escaped by JSON itself."""
+    return _encoder.encode(record) + b"\n"
+
+
+def decode_line(line: bytes, kind: type[_Record]) -> _Record:
+    """The record in a line of JSON.
+
+    Raises:
+        msgspec.ValidationError: a field is missing, unknown, or of another type.
+        msgspec.DecodeError: the line is not JSON.
+    """
+    return msgspec.json.decode(line, type=kind)
