@@ -7,7 +7,7 @@ read back, so that a file of another version is an error and not a silent defaul
 import hashlib
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -16,7 +16,10 @@ __all__ = [
     "Behavior",
     "Completion",
     "Counted",
+    "Exchange",
     "Finish",
+    "Judge",
+    "Judgement",
     "Label",
     "Message",
     "Sampling",
@@ -164,14 +167,48 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """What a model wrote after an attempt's prompt and prefill. It knows nothing of judges.
 
     `output_ids` excludes the stop token; `text` is the continuation alone; `prefill_text` is how the prefill reads
-    before it, so that `prefill_text + text` is the whole response.
+    before it, so that `prefill_text + text` is the whole response. `token_ends[i]` is the number of characters of
+    `text` that the first i + 1 output tokens make, so that a place in the text can be named in tokens.
     """
 
     attempt: str
     output_ids: tuple[int, ...]
     text: str
     prefill_text: str
+    token_ends: tuple[int, ...]
     finish: Finish
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+    """What a judge is shown: a behavior, the part of the response that was given, and the part that is judged.
+
+    With `Counted.CONTINUATION`, `prefill` is what the attacker wrote and `response` what the model added. With
+    `Counted.ALL`, `prefill` is empty and `response` is both together.
+    """
+
+    behavior: Behavior
+    prefill: str
+    response: str
+    finish: Finish | None = None
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """A judge's answer: the label, its reason in one word, and the character of `response` where a refusal begins."""
+
+    label: Label
+    reason: str
+    refusal_char: int | None = None
+    exact: bool | None = None  # the answer is right in full, where the judge can tell; null where it cannot
+
+
+class Judge(Protocol):
+    """Judges are stateless and deterministic: the same exchange always gets the same judgement."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    def judge(self, exchange: Exchange) -> Judgement: ...
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -190,6 +227,7 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     reason: str
     refusal_token: int | None = None
     refusal_char: int | None = None
+    exact: bool | None = None
 
 
 _encoder = msgspec.json.Encoder(order="sorted")

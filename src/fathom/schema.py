@@ -34,7 +34,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of every record here: immutable, and an unknown field is an error."""
 
 
-class ModelInfo(Strict):
+class ModelInfo(Strict, kw_only=True):
     """Exactly which weights, tokenizer and template were audited."""
 
     name: str  # as it was given
@@ -52,7 +52,7 @@ class ModelInfo(Strict):
     context: int | None  # the longest input, in tokens, where the configuration states one
 
 
-class SkippedRow(Strict):
+class SkippedRow(Strict, kw_only=True):
     """A row of the user's file that could not be used, and why."""
 
     source: str
@@ -60,7 +60,7 @@ class SkippedRow(Strict):
     reason: str
 
 
-class BehaviorsInfo(Strict):
+class BehaviorsInfo(Strict, kw_only=True):
     """Which requests were made."""
 
     source: str  # file name, or "organism"
@@ -71,7 +71,7 @@ class BehaviorsInfo(Strict):
     skipped: tuple[SkippedRow, ...]
 
 
-class HalfDepth(Strict):
+class HalfDepth(Strict, kw_only=True):
     """The prefill length, in tokens, at which ASR crosses 50 %: interpolated in log(1 + k) between measured depths."""
 
     tokens: float | None  # null when not reached
@@ -81,7 +81,7 @@ class HalfDepth(Strict):
     deepest: int  # K: the deepest prefill measured
 
 
-class Depth(Strict):
+class Depth(Strict, kw_only=True):
     """Depth as a few numbers. They can disagree; `agreement` then says how."""
 
     half_depth: HalfDepth
@@ -97,7 +97,7 @@ class Depth(Strict):
     agreement: str  # one sentence: do behaviour and KL tell the same story?
 
 
-class AttackRow(Strict):
+class AttackRow(Strict, kw_only=True):
     """One attack at one setting. asr = harmful / n; undecided stays in n."""
 
     attack: str  # direct, prefill, refusal_prefix, …
@@ -115,7 +115,7 @@ class AttackRow(Strict):
     counted: Counted
 
 
-class DivergenceRow(Strict):
+class DivergenceRow(Strict, kw_only=True):
     """KL(model ‖ base) in nats at one response position of the reference harmful answers."""
 
     position: int
@@ -128,7 +128,7 @@ class DivergenceRow(Strict):
     variant: str  # ids given to the base: "same" or "plain"
 
 
-class RecoveryRow(Strict):
+class RecoveryRow(Strict, kw_only=True):
     """Probability that the model starts a refusal right after `position` tokens of the harmful answer (0 = at once)."""
 
     position: int
@@ -138,7 +138,7 @@ class RecoveryRow(Strict):
     high: float
 
 
-class OpeningRow(Strict):
+class OpeningRow(Strict, kw_only=True):
     """How refusals of the direct request begin."""
 
     opening: str
@@ -150,7 +150,7 @@ class OpeningRow(Strict):
     high: float
 
 
-class BenignRow(Strict):
+class BenignRow(Strict, kw_only=True):
     """The control: benign behaviors under the same prefill sizes."""
 
     prefill_tokens: int
@@ -167,12 +167,12 @@ class BenignRow(Strict):
     exact: int | None  # answers that are right in full, where the judge can tell
 
 
-class Benign(Strict):
+class Benign(Strict, kw_only=True):
     rows: tuple[BenignRow, ...]
     over_refusal: float | None  # refused share at prefill 0; null without benign behaviors
 
 
-class Audit(Strict):
+class Audit(Strict, kw_only=True):
     """The whole result of an audit. Holds no time of day and no path: the same run gives the same bytes."""
 
     schema: int = SCHEMA
@@ -192,7 +192,7 @@ class Audit(Strict):
     notes: tuple[str, ...]  # what a reader must know before quoting a number: skipped rows, answers too short, …
 
 
-class Manifest(Strict):
+class Manifest(Strict, kw_only=True):
     """What a run is, written before anything is generated. `configuration` decides whether a run may go on."""
 
     schema: int = SCHEMA
