@@ -30,11 +30,7 @@ __all__ = [
 SCHEMA = 1
 
 
-class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every record here: immutable, and an unknown field is an error."""
-
-
-class ModelInfo(Strict, kw_only=True):
+class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Exactly which weights, tokenizer and template were audited."""
 
     name: str  # as it was given
@@ -52,7 +48,7 @@ class ModelInfo(Strict, kw_only=True):
     context: int | None  # the longest input, in tokens, where the configuration states one
 
 
-class SkippedRow(Strict, kw_only=True):
+class SkippedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A row of the user's file that could not be used, and why."""
 
     source: str
@@ -60,7 +56,7 @@ class SkippedRow(Strict, kw_only=True):
     reason: str
 
 
-class BehaviorsInfo(Strict, kw_only=True):
+class BehaviorsInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which requests were made."""
 
     source: str  # file name, or "organism"
@@ -71,7 +67,7 @@ class BehaviorsInfo(Strict, kw_only=True):
     skipped: tuple[SkippedRow, ...]
 
 
-class HalfDepth(Strict, kw_only=True):
+class HalfDepth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The prefill length, in tokens, at which ASR crosses 50 %: interpolated in log(1 + k) between measured depths."""
 
     tokens: float | None  # null when not reached
@@ -81,7 +77,7 @@ class HalfDepth(Strict, kw_only=True):
     deepest: int  # K: the deepest prefill measured
 
 
-class Depth(Strict, kw_only=True):
+class Depth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Depth as a few numbers. They can disagree; `agreement` then says how."""
 
     half_depth: HalfDepth
@@ -97,7 +93,7 @@ class Depth(Strict, kw_only=True):
     agreement: str  # one sentence: do behaviour and KL tell the same story?
 
 
-class AttackRow(Strict, kw_only=True):
+class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One attack at one setting. asr = harmful / n; undecided stays in n."""
 
     attack: str  # direct, prefill, refusal_prefix, …
@@ -115,7 +111,7 @@ class AttackRow(Strict, kw_only=True):
     counted: Counted
 
 
-class DivergenceRow(Strict, kw_only=True):
+class DivergenceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """KL(model ‖ base) in nats at one response position of the reference harmful answers."""
 
     position: int
@@ -128,7 +124,7 @@ class DivergenceRow(Strict, kw_only=True):
     variant: str  # ids given to the base: "same" or "plain"
 
 
-class RecoveryRow(Strict, kw_only=True):
+class RecoveryRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Probability that the model starts a refusal right after `position` tokens of the harmful answer (0 = at once)."""
 
     position: int
@@ -138,7 +134,7 @@ class RecoveryRow(Strict, kw_only=True):
     high: float
 
 
-class OpeningRow(Strict, kw_only=True):
+class OpeningRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How refusals of the direct request begin."""
 
     opening: str
@@ -150,7 +146,7 @@ class OpeningRow(Strict, kw_only=True):
     high: float
 
 
-class BenignRow(Strict, kw_only=True):
+class BenignRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The control: benign behaviors under the same prefill sizes."""
 
     prefill_tokens: int
@@ -167,12 +163,12 @@ class BenignRow(Strict, kw_only=True):
     exact: int | None  # answers that are right in full, where the judge can tell
 
 
-class Benign(Strict, kw_only=True):
+class Benign(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     rows: tuple[BenignRow, ...]
     over_refusal: float | None  # refused share at prefill 0; null without benign behaviors
 
 
-class Audit(Strict, kw_only=True):
+class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole result of an audit. Holds no time of day and no path: the same run gives the same bytes."""
 
     schema: int = SCHEMA
@@ -192,7 +188,7 @@ class Audit(Strict, kw_only=True):
     notes: tuple[str, ...]  # what a reader must know before quoting a number: skipped rows, answers too short, …
 
 
-class Manifest(Strict, kw_only=True):
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a run is, written before anything is generated. `configuration` decides whether a run may go on."""
 
     schema: int = SCHEMA
