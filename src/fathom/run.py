@@ -1,0 +1,280 @@
+"""The run directory: append-only JSONL that survives being killed, and a manifest that guards what may be added to it.
+
+    manifest.json               what the run is; written first, never changed
+    behaviors.jsonl             the requests, as used
+    attempts.jsonl              every input, exact ids
+    completions.jsonl           what the models wrote (completions.rank1.jsonl, … from further processes)
+    divergence.jsonl            per-token KL of each behavior;  recovery.jsonl  its refusal mass
+    verdicts.<judge>.jsonl      what a judge said
+    audit.json, report.html     made from the files above, at any time, by pure functions
+
+A line that ends in a newline is whole; a last line without one was torn by a kill and is dropped when the file is
+opened for appending. Readers pass over it.
+"""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+
+from fathom.errors import UserError
+from fathom.records import Attempt, Behavior, Completion, Verdict, decode_line, encode_line
+from fathom.schema import Audit, Manifest
+
+__all__ = ["Journal", "Run", "RunLock", "read_journal", "write_whole"]
+
+_Record = TypeVar("_Record")
+
+
+class Journal:
+    """One append-only JSONL file, opened for appending. Each `append` is on disk when it returns.
+
+    Raises:
+        UserError: the file cannot be written (disk full, no permission). What was appended before is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _writing(path):
+            _heal(path)
+            self._file = path.open("ab")
+
+    def append(self, records: Iterable[object]) -> None:
+        lines = b"".join(encode_line(record) for record in records)
+        if not lines:
+            return
+        with _writing(self.path):
+            self._file.write(lines)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        # Closing flushes what a failed write left in the buffer, and would fail for the same reason a second time.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_journal(path: Path, kind: type[_Record]) -> Iterator[_Record]:
+    """The records of a JSONL file, oldest first; none if the file does not exist. A torn last line is passed over.
+
+    Raises:
+        UserError: a whole line is not such a record (the file was edited, or is of another version).
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decode_line(line, kind)
+            except (msgspec.ValidationError, msgspec.DecodeError) as error:
+                raise UserError(
+                    f"{path}, line {number} is not a {kind.__name__} of this version of fathom ({error}); "
+                    "restore the file, or start a run in another directory"
+                ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by new content, wholly or not at all: written beside it, synced, then renamed over it."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+class RunLock:
+    """One writer at a time: an advisory lock that the operating system drops when the process dies, however it dies."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / ".lock"
+        self._handle: int | None = None
+
+    def __enter__(self) -> Self:
+        import fcntl  # Unix only, where the lock is wanted; everything else here reads anywhere
+
+        with _writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._handle)
+            self._handle = None
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise UserError(
+                f"{self._path.parent} is in use by another fathom process; wait for it, or give another directory with -o"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+class Run:
+    """A run directory, read. Every property reads its file once; nothing here writes but the `journal` it hands out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            UserError: there is no run at `path`.
+        """
+        if not (path / "manifest.json").is_file():
+            raise UserError(f"{path} is not a run directory (it has no manifest.json); `fathom audit` makes one")
+        return cls(path)
+
+    @classmethod
+    def start(cls, path: Path, manifest: Manifest) -> "Run":
+        """Create a run, or go on with the one at `path` if its configuration is the same.
+
+        Raises:
+            UserError: `path` holds something else, or a run of another configuration; says what differs.
+        """
+        run = cls(path)
+        if not (path / "manifest.json").exists():
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path} is a file; give a directory with -o")
+            if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+                raise UserError(f"{path} holds files but no run; give a new or empty directory with -o")
+            write_whole(path / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            return run
+        existing = run.manifest
+        if existing.configuration_hash != manifest.configuration_hash:
+            changed = _differences(existing.configuration, manifest.configuration)
+            raise UserError(
+                f"{path} holds a run of another configuration ({changed}); give the same options to go on with it, "
+                "or another directory with -o"
+            )
+        return run
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return self._whole("manifest.json", Manifest)
+
+    @cached_property
+    def audit(self) -> Audit:
+        if not (self.path / "audit.json").exists():
+            raise UserError(f"{self.path} is not finished (no audit.json); run the same `fathom audit` command again")
+        return self._whole("audit.json", Audit)
+
+    @cached_property
+    def behaviors(self) -> dict[str, Behavior]:
+        return {behavior.id: behavior for behavior in read_journal(self.path / "behaviors.jsonl", Behavior)}
+
+    @cached_property
+    def attempts(self) -> dict[str, Attempt]:
+        return {attempt.id: attempt for attempt in read_journal(self.path / "attempts.jsonl", Attempt)}
+
+    @property
+    def completions(self) -> dict[str, Completion]:
+        """By attempt id, in the order of the attempts, from the files of all processes. Read anew at each call."""
+        found = {record.attempt: record for record in self.records("completions", Completion)}
+        return {identity: found[identity] for identity in self.attempts if identity in found}
+
+    def verdicts(self, judge: str, version: str | None = None) -> list[Verdict]:
+        """The last verdict on each completion and text; of `version` alone, if one is given."""
+        last = {
+            (verdict.attempt, verdict.counted): verdict
+            for verdict in read_journal(self.path / f"verdicts.{judge}.jsonl", Verdict)
+            if version in (None, verdict.version)
+        }
+        return list(last.values())
+
+    def records(self, stem: str, kind: type[_Record]) -> Iterator[_Record]:
+        """The records of `<stem>.jsonl` and then of the files that further processes wrote, `<stem>.rank<r>.jsonl`."""
+        yield from read_journal(self.path / f"{stem}.jsonl", kind)
+        for path in sorted(self.path.glob(f"{stem}.rank*.jsonl")):
+            yield from read_journal(path, kind)
+
+    def journal(self, stem: str, rank: int = 0) -> Journal:
+        """Open `<stem>.jsonl` for appending; each further process has a file of its own."""
+        return Journal(self.path / (f"{stem}.jsonl" if rank == 0 else f"{stem}.rank{rank}.jsonl"))
+
+    def _whole(self, name: str, kind: type[_Record]) -> _Record:
+        path = self.path / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise UserError(
+                f"{path} is not a {kind.__name__} of this version of fathom ({error}); start a run in another directory"
+            ) from error
+
+
+def _heal(path: Path) -> None:
+    """Cut a torn last line off, so that the next record starts on a line of its own."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        position, block = end, 1 << 16
+        while position > 0:
+            start = max(0, position - block)
+            file.seek(start)
+            newline = file.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                if keep < end:
+                    file.truncate(keep)
+                return
+            position = start
+        file.truncate(0)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn the errors that a user can mend into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"no space left on the disk while writing {path}; all that was written before is kept: free some space "
+                "and run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EFBIG):
+            raise UserError(f"cannot write {path}: {error.strerror}; give another directory with -o") from error
+        raise
+
+
+def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """The names and values of what differs, short enough for one line."""
+    parts = []
+    for key in sorted({*old, *new}):
+        a, b = (msgspec.json.encode(side.get(key), order="sorted").decode() for side in (old, new))
+        if a != b:
+            parts.append(f"{key}: {a} there, {b} now" if len(a) + len(b) < 120 else key)
+    return "; ".join(parts)
