@@ -128,7 +128,8 @@ class RunLock:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise UserError(
-                f"{self._path.parent} is in use by another fathom process; wait for it, or give another directory with -o"
+                f"{self._path.parent} is in use by another fathom process; wait for it, or give another "
+                "directory with -o"
             ) from error
         return self
 

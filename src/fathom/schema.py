@@ -198,6 +198,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     configuration_hash: str
     model: ModelInfo
     base: ModelInfo | None
+    behaviors: BehaviorsInfo
+    judge: str
+    sampling: Sampling  # of the depth sweep
+    seed: int
     versions: Mapping[str, str]  # fathom, python, torch, transformers, …
     git: str | None  # commit of the source tree, "+dirty" if changed; null outside a repository
     hardware: str

@@ -1,0 +1,1 @@
+"""Attacks turn behaviors into attempts: exact ids and sampling, nothing generated."""
