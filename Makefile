@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make audit` and `make test`.
+# PYTHON names the interpreter; without it the first of these that is 3.11 or newer is taken.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help audit test check bench clean
+help:
+	@echo "make audit   set up, audit the built-in model, print where the report is"
+	@echo "make test    set up, run the tests"
+	@echo "make check   lint, types, import rules"
+	@echo "make bench   the speed and memory figures of the documentation (minutes)"
+
+audit: $(VENV)/.installed
+	$(BIN)/fathom audit
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/run.py
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "fathom needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second call instant. torch is named first and alone: the constraint then chooses the tested build
+# before any other package's requirement is looked at.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setting up $(VENV) (once; a few minutes)"
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
