@@ -1,0 +1,1 @@
+"""Judges: an offline one for refusals, and rows of JSONL judged by any."""
