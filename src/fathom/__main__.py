@@ -1,0 +1,61 @@
+"""The outermost layer: a user's mistake is one line and exit code 2, Ctrl-C is 130, a bug keeps its traceback."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from fathom.errors import UserError
+
+__all__ = ["main", "run"]
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        from fathom.cli import app
+
+        code = app(args=list(arguments), prog_name="fathom", standalone_mode=False)
+        # A finished command returns None; typer turns Ctrl-C and `--help` into codes.
+        code = code if isinstance(code, int) else 0
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has left (`fathom audit --json | head`): nothing is wrong, and nothing more to say.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # a wrong option or a missing argument
+        if usage is None:
+            raise
+        return _fail(f"{usage()}; `fathom --help` lists the commands, `fathom COMMAND --help` their options")
+    if code == INTERRUPTED:
+        _say("interrupted; what was done is kept, and the same command goes on from here")
+    return code
+
+
+def _fail(message: str) -> int:
+    _say(message)
+    return 2
+
+
+def _say(message: str) -> None:
+    from fathom.report.hostile import one_line
+
+    # One process of several speaks for all: they made the same mistake.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"fathom: {one_line(message)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
