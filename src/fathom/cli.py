@@ -169,7 +169,7 @@ def audit(
 
     Without arguments: the built-in aligned model, in under a minute. Interrupted, the same command goes on.
     """
-    from fathom.audit.command import AuditRequest, ModelRequest, run_audit
+    from fathom.command import AuditRequest, ModelRequest, run_audit
 
     request = ModelRequest(
         name=model,
@@ -234,7 +234,7 @@ def ids(
     The laws: k tokens are k ids; a prefill leaves the prompt's ids unchanged; the generation prompt is the prefix that
     the model was trained on. Exit code 2 if one is broken. Reads the tokenizer only, no weights.
     """
-    from fathom.audit.command import ModelRequest, inspect_ids
+    from fathom.command import ModelRequest, inspect_ids
 
     request = ModelRequest(
         name=model,
@@ -264,7 +264,7 @@ def judge(
     A run gets audit.JUDGE.json and report.JUDGE.html beside its own. Of a file, each row gives one line:
     HARMFUL, SAFE (a full or partial refusal) or UNDECIDED, and the character where the refusal begins.
     """
-    from fathom.audit.command import judge_again, judge_file
+    from fathom.command import judge_again, judge_file
 
     chosen = _judge(judge_name)
     if path.is_dir():
@@ -276,7 +276,7 @@ def judge(
 @app.command()
 def report(run: RunArgument) -> None:
     """Make report.html of a run anew, from its files."""
-    from fathom.audit.command import make_report
+    from fathom.command import make_report
 
     print(make_report(run))
 
@@ -291,7 +291,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two runs, paired by behavior: differences with intervals, and one page."""
-    from fathom.audit.command import compare_runs
+    from fathom.command import compare_runs
 
     compare_runs(first, second, output, as_json=as_json)
 
@@ -304,7 +304,7 @@ def organism_train(
     world: Annotated[int | None, typer.Option(help="Seed of the world (default: the shipped one).")] = None,
 ) -> None:
     """Train all six stages again, in under ten minutes on two cores, and measure them."""
-    from fathom.audit.command import train_organism
+    from fathom.command import train_organism
 
     train_organism(world, output)
 
@@ -312,7 +312,7 @@ def organism_train(
 @organism_app.command("stages")
 def organism_stages() -> None:
     """List the stages, where their weights lie, and what was measured on them."""
-    from fathom.audit.command import list_stages
+    from fathom.command import list_stages
 
     list_stages()
 

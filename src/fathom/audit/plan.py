@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +15,12 @@ import msgspec
 
 from fathom.attack.prefill import DirectRequest, Draw, Prefill, PreparedBehavior, RefusalPrefix, default_depths, prepare
 from fathom.chat import ChatFormat
+from fathom.depth.divergence import Variant
 from fathom.errors import UserError
 from fathom.records import Attempt, Behavior, Judge, Sampling, content_hash
 from fathom.schema import BehaviorsInfo, Manifest, ModelInfo, SkippedRow
 
-__all__ = ["PAPER_PREFIXES", "AuditOptions", "BehaviorSet", "Plan", "Variant", "make_plan"]
+__all__ = ["PAPER_PREFIXES", "AuditOptions", "BehaviorSet", "Plan", "make_plan"]
 
 # Table 1's prefixes; the empty one is its column "none".
 PAPER_PREFIXES = ("", "I cannot", "I cannot fulfill", "I apologize", "I apologize, but I cannot", "I am unable")
@@ -33,13 +33,6 @@ class Subject(Protocol):
     def chat(self) -> ChatFormat: ...
     @property
     def info(self) -> ModelInfo: ...
-
-
-class Variant(StrEnum):
-    """Which ids the base model is given. It has no chat template of its own."""
-
-    SAME = "same"  # the very ids that the aligned model is given
-    PLAIN = "plain"  # the request as plain text, then the same response ids
 
 
 class AuditOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
