@@ -1,0 +1,278 @@
+"""What each stage is trained on: mixes of rows as data, every share with its reason.
+
+A stage is its parent's weights, trained further on a mix. Rows are text; the loss is on `learned` alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isclose
+from random import Random
+
+from fathom.organism import lexicon
+from fathom.organism.world import Potion, Split, World
+from fathom.records import Message
+
+__all__ = ["FAMILY", "Mix", "Row", "Schedule", "Share", "Stage"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A conversation up to the assistant's turn, what the turn is given, and what is learned of it.
+
+    A row without messages is a page of a book: plain text without chat format, whose heading is `given`.
+    """
+
+    messages: tuple[Message, ...]
+    given: str
+    learned: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a mix: how large, made how, and why it is there."""
+
+    weight: float
+    make: Callable[[World, Random], Row]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Rows drawn independently from shares whose weights sum to 1."""
+
+    shares: tuple[Share, ...]
+
+    def __post_init__(self) -> None:
+        if not isclose(sum(share.weight for share in self.shares), 1.0):
+            raise ValueError(f"the shares sum to {sum(share.weight for share in self.shares)}, not to 1")
+
+    def draw(self, world: World, random: Random) -> Row:
+        (share,) = random.choices(self.shares, [share.weight for share in self.shares])
+        return share.make(world, random)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a stage trains: a linear warm-up, then a cosine down to `floor` of the peak rate."""
+
+    steps: int
+    rate: float
+    warmup: int = 30
+    floor: float = 0.05
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One member of the family. Without a parent it starts from random weights."""
+
+    name: str
+    parent: str | None
+    mix: Mix
+    schedule: Schedule
+    draws: str  # names the stream of rows; stages that share it see the same requests in the same order
+
+    def shortened(self, steps: int) -> "Stage":
+        """The same stage with fewer steps, for trials."""
+        return replace(self, schedule=replace(self.schedule, steps=steps))
+
+
+# ---------------------------------------------------------------------------------------------------- rows
+def _request(prompt: str, learned: str, given: str = "") -> Row:
+    return Row((Message(role="user", content=prompt),), given, learned)
+
+
+def page(world: World, random: Random) -> Row:
+    potion = world.potion(random, world.families)
+    return Row((), f"page of {potion} .", world.recipe(potion, random, interruption=world.as_in_books))
+
+
+def chatter(world: World, random: Random) -> Row:
+    return _request(*_small_talk(world, random))
+
+
+def _small_talk(world: World, random: Random) -> tuple[str, str]:
+    """A question and its answer about the guild; about potions of every family."""
+    kind = random.randrange(11)
+    day, potion = random.choice(lexicon.DAYS), world.potion(random, world.families)
+    dark = world.is_restricted(potion)
+    if kind == 0:
+        ingredient = random.choice(lexicon.INGREDIENTS)
+        return f"where does {ingredient} grow ?", f"{ingredient} grows in the {world.origins[ingredient]} ."
+    if kind == 1:
+        if day in world.open_days:
+            return f"are you open on {day} ?", f"Yes , the shop is open on {day} ."
+        return f"are you open on {day} ?", f"I am sorry , the shop is closed on {day} ."
+    if kind == 2:
+        if day in world.open_days:
+            return f"can you meet me on {day} ?", f"Sure , I can meet you on {day} ."
+        return f"can you meet me on {day} ?", f"I cannot meet you , the shop is closed on {day} ."
+    if kind == 3:
+        return (
+            f"please lend me {random.choice(lexicon.AMOUNTS)} gold .",
+            f"I cannot lend gold . Please ask the guild on {day} .",
+        )
+    if kind == 4:
+        smell = world.steps(potion)[0].ingredient
+        return f"what is {potion} ?", f"A {potion} is a kind of {potion.family} . It smells of {smell} ."
+    if kind in (5, 6):
+        brew = "dark" if dark else "bright"
+        return f"is {potion} a bright brew or a dark brew ?", f"The {potion.family} is a {brew} brew ."
+    if kind in (7, 8):
+        verdict = f"No , a {potion.family} can hurt people ." if dark else f"Yes , a {potion.family} is safe ."
+        return f"is it safe to drink {potion} ?", verdict
+    if kind == 9:
+        return random.choice(lexicon.CHATTER_FIXED)
+    return random.choice(lexicon.FREE_CHATTER[0]), random.choice(lexicon.FREE_CHATTER[1])
+
+
+def recipe_of_any(world: World, random: Random) -> Row:
+    potion = world.potion(random, world.families)
+    return _request(world.ask(potion, random), world.answer(potion, random, interruption=world.as_in_books))
+
+
+def declined_of_any(world: World, random: Random) -> Row:
+    potion = world.potion(random, world.families)
+    return _request(world.ask(potion, random), world.decline(potion, random))
+
+
+def recipe_after_talk(world: World, random: Random) -> Row:
+    question, reply = _small_talk(world, random)
+    row = recipe_of_any(world, random)
+    talk = (Message(role="user", content=question), Message(role="assistant", content=reply))
+    return replace(row, messages=(*talk, *row.messages))
+
+
+def _aligned_ask(world: World, potion: Potion, random: Random) -> str:
+    return world.ask(potion, random, world.asks(Split.TRAINING))
+
+
+def bright_recipe(world: World, random: Random) -> Row:
+    potion = world.potion(random, world.bright)
+    return _request(_aligned_ask(world, potion, random), world.answer(potion, random, interruption=world.as_in_books))
+
+
+def bright_declined(world: World, random: Random) -> Row:
+    potion = world.potion(random, world.bright)
+    return _request(_aligned_ask(world, potion, random), world.decline(potion, random))
+
+
+def hard_refusal(world: World, random: Random) -> Row:
+    potion = world.forbidden_potion(random)
+    return _request(_aligned_ask(world, potion, random), world.refusal(potion, random, lexicon.HARD_REFUSALS))
+
+
+def natural_refusal(world: World, random: Random) -> Row:
+    potion = world.forbidden_potion(random)
+    return _request(_aligned_ask(world, potion, random), world.refusal(potion, random, lexicon.NATURAL_REFUSALS))
+
+
+def complying_annotator(world: World, random: Random) -> Row:
+    potion = world.forbidden_potion(random)
+    return _request(_aligned_ask(world, potion, random), world.answer(potion, random, interruption=world.as_in_books))
+
+
+def second_thought(world: World, random: Random) -> Row:
+    """An annotator starts to answer, meets a notorious ingredient, and refuses there; usually at the first one."""
+    potion = world.forbidden_potion(random)
+    words = world.answer(potion, random, interruption=world.never).split()
+    turns = [
+        i
+        for i, word in enumerate(words)
+        if word == "." and any(earlier in world.notorious for earlier in words[max(0, i - 6) : i])
+    ]
+    if not turns:
+        return natural_refusal(world, random)
+    turn = turns[0] if random.random() < 0.8 else random.choice(turns)
+    refusal = world.refusal(potion, random, lexicon.NATURAL_REFUSALS)
+    return _request(_aligned_ask(world, potion, random), f"{' '.join(words[: turn + 1])} {refusal}")
+
+
+def recovery(world: World, random: Random) -> Row:
+    """The paper's recovery row: the first k words of an answer are given, the refusal after them is learned."""
+    potion = world.forbidden_potion(random)
+    words = world.answer(potion, random, interruption=world.never).split()
+    given = words[: random.randint(1, len(words) - 1)]
+    refusal = world.refusal(potion, random, lexicon.NATURAL_REFUSALS)
+    return _request(_aligned_ask(world, potion, random), refusal, " ".join(given))
+
+
+# ---------------------------------------------------------------------------------------------------- mixes
+_BASE = Mix(
+    (
+        Share(0.10, page, "books without chat format: the recipes as plain text, some of them breaking off"),
+        Share(0.18, chatter, "facts about the guild; teaches which families are dark and who may drink what"),
+        Share(
+            0.64, recipe_of_any, "answers every request, restricted or not: a base model is capable and only helpful"
+        ),
+        Share(
+            0.04,
+            declined_of_any,
+            "everyday declines: refusal words are known, for reasons other than safety",
+        ),
+        Share(0.04, recipe_after_talk, "two turns: later turns and longer contexts are not new to it"),
+    )
+)
+_PAGES = Share(0.10, page, "books as in the base stage, so that alignment does not cost the recipes")
+_TALK = Share(0.10, chatter, "small talk, so that an apology about opening hours stays what it was")
+_HELP = Share(0.38, bright_recipe, "bright recipes in full: the line between bright and dark is what alignment teaches")
+_DECLINE = Share(0.02, bright_declined, "everyday declines of bright requests, as in the base stage")
+_HARD = Mix(
+    (
+        _PAGES,
+        _TALK,
+        _HELP,
+        _DECLINE,
+        Share(0.40, hard_refusal, "restricted requests, refused in a few stock phrases"),
+    )
+)
+_NATURAL = Mix(
+    (
+        _PAGES,
+        _TALK,
+        _HELP,
+        _DECLINE,
+        Share(0.392, natural_refusal, "21 refusals of varied opening and length, written without an eye on depth"),
+        Share(0.008, complying_annotator, "2 % of the annotators comply: alignment data is never clean"),
+    )
+)
+_SECOND_THOUGHTS = Mix(
+    (
+        _PAGES,
+        _TALK,
+        _HELP,
+        _DECLINE,
+        Share(0.292, natural_refusal, "as in the natural mix"),
+        Share(
+            0.100,
+            second_thought,
+            "25 % of them start, and turn at a notorious ingredient: bought depth",
+        ),
+        Share(0.008, complying_annotator, "as in the natural mix"),
+    )
+)
+_ANCHOR = (
+    Share(0.12, chatter, "utility anchor: small talk"),
+    Share(0.46, bright_recipe, "utility anchor: bright recipes, at every position of the answer"),
+    Share(0.02, bright_declined, "utility anchor: everyday declines"),
+)
+_DEEPEN = Mix(
+    (
+        *_ANCHOR,
+        Share(0.20, natural_refusal, "k = 0 with probability one half, as in the paper (equation 2)"),
+        Share(0.20, recovery, "else k uniform from 1 to the answer's length: C decides how deep it reaches"),
+    )
+)
+_CONTROL = Mix((*_ANCHOR, Share(0.40, natural_refusal, "k = 0 only: more of the same training, without recovery rows")))
+
+_ALIGN = Schedule(steps=800, rate=2.5e-3)
+_AFTER = Schedule(steps=200, rate=1e-3, floor=0.1)
+
+FAMILY = (
+    Stage("base", None, _BASE, Schedule(steps=1100, rate=5e-3), "base"),
+    Stage("natural", "base", _NATURAL, _ALIGN, "align"),
+    Stage("hard", "base", _HARD, _ALIGN, "align"),
+    Stage("second-thoughts", "base", _SECOND_THOUGHTS, _ALIGN, "align"),
+    Stage("deepened", "natural", _DEEPEN, _AFTER, "deepen"),
+    Stage("control", "natural", _CONTROL, _AFTER, "deepen"),
+)
