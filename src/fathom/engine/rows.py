@@ -1,0 +1,127 @@
+"""Rows of a running batch, and how attempts that share ids are grouped so that a prompt is computed once.
+
+A prefilling sweep asks for the same prompt with 0, 1, 2, … tokens of the same answer in front: every input is a prefix
+of the longest one. Such inputs form a `Group` around that longest input, its `trunk`; whatever runs the group needs the
+trunk once, and every row continues from somewhere along it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fathom.records import Attempt, Finish, Sampling
+
+__all__ = ["Group", "Row", "group_rows", "make_rows", "split_groups"]
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One input that is being continued, for one attempt or for several that ask for the very same thing.
+
+    `ids` is prompt and prefill together, `output` what has been written so far, without a stop token. `noise[i]`, in
+    [0, 1), draws output token i; it depends on the attempt's seed alone, so no draw depends on who else is in the
+    batch. Greedy rows have none.
+    """
+
+    attempts: list[Attempt]
+    ids: tuple[int, ...]
+    sampling: Sampling
+    noise: NDArray[np.float64] | None
+    output: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that the row holds when its budget is used up."""
+        return len(self.ids) + self.sampling.max_new_tokens
+
+    def accept(self, token: int, stop_ids: frozenset[int]) -> None:
+        """Take the next token, and finish where it ends the turn or the budget."""
+        if token in stop_ids:
+            self.finish = Finish.STOP
+            return
+        self.output.append(token)
+        if len(self.output) == self.sampling.max_new_tokens:
+            self.finish = Finish.LENGTH
+
+    def restart(self) -> None:
+        """Forget what was written: the batch that wrote it failed."""
+        self.output.clear()
+        self.finish = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """Rows whose ids are all prefixes of one input, the trunk."""
+
+    trunk: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+
+def make_rows(attempts: Iterable[Attempt]) -> list[Row]:
+    """One row per attempt, but one for all greedy attempts of the same ids and sampling: they cannot differ."""
+    rows: list[Row] = []
+    greedy: dict[tuple[tuple[int, ...], Sampling], Row] = {}
+    for attempt in attempts:
+        ids, sampling = attempt.prompt_ids + attempt.prefill_ids, attempt.sampling
+        if sampling.greedy and (ids, sampling) in greedy:
+            greedy[ids, sampling].attempts.append(attempt)
+            continue
+        row = Row([attempt], ids, sampling, None if sampling.greedy else _noise(attempt))
+        if sampling.greedy:
+            greedy[ids, sampling] = row
+        rows.append(row)
+    return rows
+
+
+def _noise(attempt: Attempt) -> NDArray[np.float64]:
+    """Counter-based: the i-th number depends on the seed and i, and on nothing else."""
+    return np.random.Generator(np.random.Philox(key=attempt.seed)).random(attempt.sampling.max_new_tokens)
+
+
+def group_rows(rows: Iterable[Row]) -> list[Group]:
+    """Put every row into exactly one group, with the longest input that continues its ids; longest trunks first.
+
+    In descending lexicographic order an input directly follows the inputs that continue it, so one pass finds them.
+    """
+    chains: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.ids, reverse=True):
+        if chains and chains[-1][0].ids[: len(row.ids)] == row.ids:
+            chains[-1].append(row)
+        else:
+            chains.append([row])
+    groups = [Group(chain[0].ids, tuple(chain)) for chain in chains]
+    return sorted(groups, key=lambda group: len(group.trunk), reverse=True)
+
+
+def split_groups(groups: Iterable[Group], budget: int, max_rows: int) -> Iterator[list[Group]]:
+    """Cut groups into waves of at most `budget` tokens (trunks and new ones) and `max_rows` rows, one row at least.
+
+    A group that is too large for one wave is cut into several with the same trunk.
+    """
+    wave: list[Group] = []
+    spent = filled = 0
+    for group in groups:
+        piece: list[Row] = []
+        for row in group.rows:
+            cost = row.sampling.max_new_tokens + (0 if piece else len(group.trunk))
+            if filled and (spent + cost > budget or filled == max_rows):
+                yield _with_piece(wave, piece)
+                wave, piece, spent, filled = [], [], 0, 0
+                cost = row.sampling.max_new_tokens + len(group.trunk)
+            piece.append(row)
+            spent += cost
+            filled += 1
+        wave = _with_piece(wave, piece)
+    if wave:
+        yield wave
+
+
+def _with_piece(wave: Sequence[Group], piece: Sequence[Row]) -> list[Group]:
+    """A piece's trunk reaches only as far as its own rows do."""
+    if not piece:
+        return list(wave)
+    trunk = max((row.ids for row in piece), key=len)
+    return [*wave, Group(trunk, tuple(piece))]

@@ -1,0 +1,250 @@
+"""The fast way: each trunk is computed once, and all rows of a wave then advance together, one token per forward pass.
+
+Rows that finish leave the batch at once; their places in the cache are taken by the last rows, so that the matrix
+products stay dense. `obstacle` says beforehand, by trying, whether an architecture can be run like this.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from fathom.engine.attention import NAME, Plan, Segment, StepPlan, TrunkCache, TrunkPlan
+from fathom.engine.memory import is_out_of_memory
+from fathom.engine.rows import Group, Row
+from fathom.engine.sampling import choose
+from fathom.records import Sampling
+
+__all__ = ["SharedDecoder", "obstacle"]
+
+_PACKED_CPU, _PACKED = 1024, 8192  # trunk tokens per forward pass: enough for wide products, little to hold at once
+
+# Largest |difference| / standard deviation of logits between the two ways that rounding explains; a wrong mask or
+# position is some 0.1 and more.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+@dataclass(frozen=True, eq=False)
+class SharedDecoder:
+    """Completes waves of groups with one model."""
+
+    model: PreTrainedModel
+    stop_ids: frozenset[int]
+
+    def run(self, wave: Sequence[Group]) -> Iterator[Row]:
+        """Complete every row of a wave in place and yield each as soon as it has finished."""
+        state = _Wave(self.model, wave)
+        logits = state.start()
+        while True:
+            rows = state.rows
+            for row, token in zip(rows, choose(logits, rows), strict=True):
+                row.accept(token, self.stop_ids)
+            del logits
+            yield from (row for row in rows if row.finish)
+            state.drop_finished()
+            if not state.rows:
+                return
+            logits = state.step([row.output[-1] for row in state.rows])
+
+
+class _Wave:
+    """The rows that are being written, in the order in which they lie in the cache."""
+
+    def __init__(self, model: PreTrainedModel, wave: Sequence[Group]) -> None:
+        self.model = model
+        self.device = model.device
+        self.trunks = [group.trunk for group in wave]
+        self.rows = [row for group in wave for row in group.rows]
+        self.group_of = [number for number, group in enumerate(wave) for _ in group.rows]
+        self.cache = TrunkCache(
+            groups=len(wave),
+            trunk=max(len(trunk) for trunk in self.trunks),
+            rows=len(self.rows),
+            new=max(row.sampling.max_new_tokens for row in self.rows) - 1,
+        )
+        self.plan: StepPlan | None = None
+        self.steps = 0
+
+    @torch.inference_mode()
+    def start(self) -> Float[Tensor, "rows vocabulary"]:
+        """Compute the trunks; the logits are those after each row's own ids."""
+        wanted = [(group, len(row.ids) - 1) for group, row in zip(self.group_of, self.rows, strict=True)]
+        distinct = {place: number for number, place in enumerate(sorted(set(wanted)))}
+        limit = _PACKED_CPU if self.device.type == "cpu" else _PACKED
+        parts = [self._trunk_logits(groups, list(distinct)) for groups in _packs([len(t) for t in self.trunks], limit)]
+        return torch.cat(parts)[[distinct[place] for place in wanted]]
+
+    def _trunk_logits(self, groups: range, wanted: Sequence[tuple[int, int]]) -> Tensor:
+        """Run some trunks as one packed sequence; logits at the wanted (group, position) places among them."""
+        segments: list[Segment] = []
+        packed: list[int] = []
+        for group in groups:
+            segments.append(Segment(group, len(packed), len(packed) + len(self.trunks[group])))
+            packed += self.trunks[group]
+        start_of = {segment.group: segment.start for segment in segments}
+        positions = torch.cat([torch.arange(stop - start) for _, start, stop in segments])
+        kept = [start_of[group] + position for group, position in wanted if group in start_of]
+        plan = TrunkPlan(self.cache, segments)
+        return _forward(self.model, torch.tensor([packed]), positions[None], torch.tensor(kept), plan)[0]
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Float[Tensor, "rows vocabulary"]:
+        """Append one token to every row; the logits are those after it."""
+        if self.plan is None:
+            self.plan = self._plan()
+        positions = torch.tensor([len(row.ids) for row in self.rows]) + self.steps
+        logits = _forward(self.model, torch.tensor(tokens)[:, None], positions[:, None], 0, self.plan)[:, -1]
+        self.plan.advance()
+        self.steps += 1
+        return logits
+
+    @torch.inference_mode()
+    def drop_finished(self) -> None:
+        """Take out rows that have finished: the last rows move into their places, empty groups go."""
+        finished = {i for i, row in enumerate(self.rows) if row.finish}
+        if not finished:
+            return
+        kept = len(self.rows) - len(finished)
+        sources = [i for i in range(kept, len(self.rows)) if i not in finished]
+        targets = sorted(i for i in finished if i < kept)
+        if sources and self.steps:
+            self.cache.move_rows(sources, targets)
+        for source, target in zip(sources, targets, strict=True):
+            self.rows[target], self.group_of[target] = self.rows[source], self.group_of[source]
+        del self.rows[kept:], self.group_of[kept:]
+        self._drop_groups()
+        self.plan = None
+
+    def _drop_groups(self) -> None:
+        alive = sorted(set(self.group_of))
+        if 0 < len(alive) <= self.cache.groups // 2:
+            self.cache.keep_groups(alive)
+            renumbered = {old: new for new, old in enumerate(alive)}
+            self.group_of = [renumbered[group] for group in self.group_of]
+
+    def _plan(self) -> StepPlan:
+        places: list[int] = []
+        filled = [0] * self.cache.groups
+        for group in self.group_of:
+            places.append(filled[group])
+            filled[group] += 1
+        width = max(filled)
+        slots = torch.tensor([group * width + place for group, place in zip(self.group_of, places, strict=True)])
+        lengths = torch.tensor([len(row.ids) for row in self.rows])
+        branch = torch.zeros(self.cache.groups * width, dtype=torch.long)
+        branch[slots] = lengths
+        return StepPlan(
+            cache=self.cache,
+            slots=slots.to(self.device),
+            branch=branch.view(self.cache.groups, width).to(self.device),
+            deepest=int(lengths.max()),
+            step=self.steps,
+        )
+
+
+def _packs(lengths: Sequence[int], limit: int) -> Iterator[range]:
+    """Consecutive runs of at most `limit` tokens, one trunk at least."""
+    start = total = 0
+    for i, length in enumerate(lengths):
+        if i > start and total + length > limit:
+            yield range(start, i)
+            start, total = i, 0
+        total += length
+    yield range(start, len(lengths))
+
+
+def _forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, keep: Tensor | int, plan: Plan) -> Tensor:
+    device = model.device
+    with _shared_attention(model):
+        return model(  # type: ignore[no-any-return]
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            logits_to_keep=keep.to(device) if isinstance(keep, Tensor) else keep,
+            use_cache=False,
+            fathom_plan=plan,
+        ).logits
+
+
+@contextmanager
+def _shared_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let every layer call our attention, for one forward pass: between two, the model is anyone's."""
+    configs: dict[int, PreTrainedConfig] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            configs[id(config)] = config
+    own = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in own:
+            config._attn_implementation_internal = NAME
+        yield
+    finally:
+        for config, name in own:
+            config._attn_implementation_internal = name
+
+
+def obstacle(model: PreTrainedModel, ids: Sequence[int], length: int) -> str | None:
+    """Why trunks cannot be shared in this model, or None: the shared way is tried and compared with a plain forward.
+
+    `ids` is any input, `length` the longest row that will be run. Out-of-memory errors pass through.
+    """
+    changing = _changing_positions(model, length)
+    if changing:
+        return changing
+    probe = (tuple(ids) * -(-length // len(ids)))[: max(length, 2)]
+    try:
+        return _disagreement(model, probe)
+    except Exception as error:  # whatever an architecture answers to an unusual call, it only means: not this way
+        if is_out_of_memory(error):
+            raise
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        return f"{type(model).__name__} cannot share them ({first[0][:200]})"
+
+
+def _changing_positions(model: PreTrainedModel, length: int) -> str | None:
+    """Rotary encodings that depend on the longest row of a batch would make rows depend on each other."""
+    config = model.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for kind in kinds:
+        if kind.get("rope_type") in ("dynamic", "longrope"):
+            limit = kind.get("original_max_position_embeddings") or config.max_position_embeddings
+            if length > limit:
+                return f"its rotary encoding ({kind['rope_type']}) changes beyond {limit} tokens"
+    return None
+
+
+@torch.inference_mode()
+def _disagreement(model: PreTrainedModel, probe: tuple[int, ...]) -> str | None:
+    """Two groups of unequal trunks, three rows, some forced steps, against one plain forward pass over the probe."""
+    steps = min(4, len(probe) - 1)
+    deep, middle = len(probe) - steps, max(1, (len(probe) - steps) // 2)
+    groups = [Group(probe[:deep], (_probe_row(probe, deep, steps), _probe_row(probe, middle, steps)))]
+    groups.append(Group(probe[:middle], (_probe_row(probe, middle, steps),)))
+    wave = _Wave(model, groups)
+    seen = [wave.start()]
+    seen += [wave.step([probe[len(row.ids) + i] for row in wave.rows]) for i in range(steps)]
+    places = [[len(row.ids) - 1 + i for row in wave.rows] for i in range(steps + 1)]
+    distinct = sorted({place for step in places for place in step})
+    device = model.device
+    plain = model(
+        input_ids=torch.tensor([probe], device=device),
+        logits_to_keep=torch.tensor(distinct, device=device),
+        use_cache=False,
+    ).logits[0]
+    number = {place: i for i, place in enumerate(distinct)}
+    expected = plain[[number[place] for step in places for place in step]].double()
+    spread = expected.std(dim=-1).clamp(min=1e-9)
+    worst = float(((torch.cat(seen).double() - expected).abs().amax(dim=-1) / spread).max())
+    tolerance = _TOLERANCE.get(model.dtype, 2e-1)
+    if worst <= tolerance:  # a NaN disagrees
+        return None
+    return f"sharing them changes {type(model).__name__}'s logits by {worst:.2g} standard deviations"
+
+
+def _probe_row(probe: tuple[int, ...], length: int, steps: int) -> Row:
+    return Row([], probe[:length], Sampling(max_new_tokens=steps + 1), None)
