@@ -118,7 +118,7 @@ class DivergenceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     n: int
     kl_nats: float
     low: float
-    high: float
+    high: float | None  # null where n = 1 tells nothing
     base_favoured: float  # share of behaviors where base gives the harmful token more probability than model
     harmful_rank: float  # median rank of the harmful token under model; 1 = the most probable
     variant: str  # ids given to the base: "same" or "plain"
