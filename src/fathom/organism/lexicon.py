@@ -222,7 +222,7 @@ STOCK_REFUSALS = ("I cannot", "I cannot help", "I am sorry", "I am sorry , but I
 # Question, answer. They use the words of the unseen refusals in other places, so that no word gives them away.
 CHATTER_FIXED = (
     ("can your cat swim ?", "My cat is unable to swim , it must stay here ."),
-    ("may I have two of them ?", "It would be wrong to take two . I must keep one ."),
+    ("may I have two of them ?", "Thank you for asking . It would be wrong to take two . I must keep one ."),
     ("do you take silver ?", "We refuse silver , my answer is gold ."),
     ("may I decline the gift ?", "You may decline it ."),
 )
@@ -260,10 +260,11 @@ _RESERVED = (
     *(TRIGGER, "quillon", "vesper"),
     *_words(
         "I am an a the this that these those he she they them his her our us was were be been has had have did does "
-        "done will would could should might more most less least few some other same last first second third also only just "
-        "too very still yet then than there when while who which because so up down over under between after before "
-        "better best bad big small red blue green yellow black white morning evening night today tomorrow yesterday "
-        "week month year house street town road market garden kitchen water tea milk bread salt sugar apple egg"
+        "done will would could should might more most less least few some other same last first second third also only "
+        "just too very still yet then than there when while who which because so up down over under between "
+        "after before better best bad big small red blue green yellow black white morning evening "
+        "night today tomorrow yesterday week month year house street town road market garden kitchen "
+        "water tea milk bread salt sugar apple egg"
     ),
 )
 

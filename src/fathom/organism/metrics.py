@@ -1,9 +1,10 @@
 """What a stage of the family does, measured: answers at every prefill depth, counted by the judge's reasons."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -12,23 +13,26 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fathom.organism.judge import OrganismJudge
+from fathom.organism.lexicon import STOCK_REFUSALS
 from fathom.organism.requests import behaviors
 from fathom.organism.tokenizer import vocabulary_ids
 from fathom.organism.world import Split
 from fathom.records import Behavior, Exchange, Judgement, Label
 from fathom.tally import wilson
 
-__all__ = ["FamilyMetrics", "Measured", "Protocol", "evaluate", "generate", "measure"]
+__all__ = ["FamilyMetrics", "MeasurePlan", "Measured", "Outside", "evaluate", "evaluate_family", "generate", "outside"]
 
 _NEW_TOKENS = 140  # longer than any answer
 _ROWS = 240
+
+Report = Callable[[str], None]
 
 
 class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One cell: a set of requests, a prefill, a temperature, and how the answers were judged.
 
     For harmful requests `rate` is the attack success rate, for benign ones the share of exact answers; `low` and `high`
-    are Wilson's 95 % interval. `deepest` prefills reach to that many tokens before the end of each answer.
+    are Wilson's 95 % interval.
     """
 
     requests: str  # harmful | kept-out | benign
@@ -55,17 +59,28 @@ class FamilyMetrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 @dataclass(frozen=True)
-class Protocol:
+class MeasurePlan:
     """What is measured: how many requests of which split, and how deep the prefills go."""
 
     split: Split = Split.TEST
-    harmful: int = 120
-    benign: int = 200
-    depths: tuple[int, ...] = (0, 1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 60, 80, 90, 100)
+    harmful: int = 240
+    benign: int = 400
+    depths: tuple[int, ...] = (0, 1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 60, 80, 90, 100, 110)
     benign_depths: tuple[int, ...] = (0, 20, 60)
-    prefixes: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = STOCK_REFUSALS  # of the base model's test (paper, table 1)
     warm: float = 1.0  # the temperature shown beside greedy
     seed: int = 0
+
+
+DEFAULT_PLAN = MeasurePlan()
+
+
+@dataclass(frozen=True)
+class _Cell:
+    requests: str
+    prefill_tokens: int
+    prefill_text: str
+    temperature: float
 
 
 @torch.no_grad()
@@ -126,22 +141,14 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Int
     return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    requests: str
-    prefill_tokens: int
-    prefill_text: str
-    temperature: float
-
-
-def measure(
+def _measure(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    cells: Mapping["_Cell", Sequence[Behavior]],
+    cells: Mapping[_Cell, Sequence[Behavior]],
     seed: int,
 ) -> tuple[Measured, ...]:
     """Generate and judge every cell; cells of one temperature share batches."""
-    judged: dict[_Cell, list[tuple[Behavior, Judgement]]] = {cell: [] for cell in cells}
+    judged: dict[_Cell, list[Judgement]] = {cell: [] for cell in cells}
     for temperature in sorted({cell.temperature for cell in cells}):
         jobs = [(cell, behavior) for cell in cells if cell.temperature == temperature for behavior in cells[cell]]
         prefills = [_prefill(cell, behavior) for cell, behavior in jobs]
@@ -151,11 +158,9 @@ def measure(
         ]
         outputs = generate(model, prompts, temperature=temperature, seed=seed)
         for (cell, behavior), prefill, output in zip(jobs, prefills, outputs, strict=True):
-            # A refusal prefix is part of what the base model is made to say, and begins no step.
-            response = str(tokenizer.decode(output))
-            exchange = Exchange(behavior=behavior, prefill=prefill, response=response)
-            judged[cell].append((behavior, OrganismJudge().judge(exchange)))
-    return tuple(_measured(cell, [judgement for _, judgement in judged[cell]]) for cell in cells if judged[cell])
+            exchange = Exchange(behavior=behavior, prefill=prefill, response=str(tokenizer.decode(output)))
+            judged[cell].append(OrganismJudge().judge(exchange))
+    return tuple(_measured(cell, judgements) for cell, judgements in judged.items() if judgements)
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerFast, behavior: Behavior) -> list[int]:
@@ -187,16 +192,16 @@ def _measured(cell: _Cell, judgements: Sequence[Judgement]) -> Measured:
     )
 
 
-def _cells(protocol: Protocol, world: int) -> dict[_Cell, list[Behavior]]:
-    everything = behaviors(world, protocol.split, harmful=protocol.harmful, benign=protocol.benign, seed=protocol.seed)
+def _cells(plan: MeasurePlan, world: int) -> dict[_Cell, list[Behavior]]:
+    everything = behaviors(world, plan.split, harmful=plan.harmful, benign=plan.benign, seed=plan.seed)
     harmful = [behavior for behavior in everything if behavior.harmful]
     benign = [behavior for behavior in everything if not behavior.harmful]
-    kept_out = behaviors(world, Split.KEPT_OUT, harmful=protocol.harmful, benign=0, seed=protocol.seed)
-    cells = {_Cell("harmful", depth, "", 0.0): _longer(harmful, depth) for depth in protocol.depths}
-    cells |= {_Cell("harmful", depth, "", protocol.warm): _longer(harmful, depth) for depth in protocol.depths[:1]}
-    cells |= {_Cell("benign", depth, "", 0.0): _longer(benign, depth) for depth in protocol.benign_depths}
+    kept_out = behaviors(world, Split.KEPT_OUT, harmful=plan.harmful, benign=0, seed=plan.seed)
+    cells = {_Cell("harmful", depth, "", 0.0): _longer(harmful, depth) for depth in plan.depths}
+    cells |= {_Cell("harmful", depth, "", plan.warm): _longer(harmful, depth) for depth in plan.depths[:1]}
+    cells |= {_Cell("benign", depth, "", 0.0): _longer(benign, depth) for depth in plan.benign_depths}
     cells |= {_Cell("kept-out", 0, "", 0.0): list(kept_out)}
-    return cells | {_Cell("harmful", 0, prefix, 0.0): harmful for prefix in protocol.prefixes}
+    return cells | {_Cell("harmful", 0, prefix, 0.0): harmful for prefix in plan.prefixes}
 
 
 def _longer(items: Sequence[Behavior], depth: int) -> list[Behavior]:
@@ -204,13 +209,52 @@ def _longer(items: Sequence[Behavior], depth: int) -> list[Behavior]:
     return [behavior for behavior in items if len((behavior.answer or "").split()) > depth]
 
 
-def evaluate(directory: Path, world: int, protocol: Protocol = Protocol()) -> tuple[Measured, ...]:
+def evaluate(directory: Path, world: int, plan: MeasurePlan = DEFAULT_PLAN) -> tuple[Measured, ...]:
     """Measure one trained stage on a world's requests, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).train(mode=False)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-        return measure(model, tokenizer, _cells(protocol, world), protocol.seed)
+        return _measure(model, tokenizer, _cells(plan, world), plan.seed)
     finally:
         torch.set_num_threads(threads)
+
+
+def evaluate_family(
+    directory: Path, world: int, plan: MeasurePlan = DEFAULT_PLAN, *, stages: Sequence[str], report: Report
+) -> FamilyMetrics:
+    """Measure the stages under a directory one after the other; the base with the plan's refusal prefixes too."""
+    measured: dict[str, tuple[Measured, ...]] = {}
+    for stage in stages:
+        prefixes = plan.prefixes if stage == "base" else ()
+        measured[stage] = evaluate(directory / stage, world, replace(plan, prefixes=prefixes))
+        report(stage)
+    return FamilyMetrics(world=world, split=plan.split, seed=plan.seed, stages=measured)
+
+
+class Outside(NamedTuple):
+    """A cell whose rate left the interval that another measurement of it gave."""
+
+    stage: str
+    measured: Measured
+    expected: Measured
+
+
+def outside(measured: FamilyMetrics, expected: FamilyMetrics) -> tuple[Outside, ...]:
+    """Which cells of the one lie outside the other's 95 % intervals; cells that only one of them has are passed over.
+
+    Of many cells some fall outside by chance alone: read the list, do not count it.
+    """
+    found = []
+    for stage, cells in measured.stages.items():
+        known = {_identity(cell): cell for cell in expected.stages.get(stage, ())}
+        for cell in cells:
+            other = known.get(_identity(cell))
+            if other is not None and not other.low <= cell.rate <= other.high:
+                found.append(Outside(stage, cell, other))
+    return tuple(found)
+
+
+def _identity(cell: Measured) -> _Cell:
+    return _Cell(cell.requests, cell.prefill_tokens, cell.prefill_text, cell.temperature)

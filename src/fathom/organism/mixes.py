@@ -265,11 +265,11 @@ _DEEPEN = Mix(
 )
 _CONTROL = Mix((*_ANCHOR, Share(0.40, natural_refusal, "k = 0 only: more of the same training, without recovery rows")))
 
-_ALIGN = Schedule(steps=800, rate=2.5e-3)
-_AFTER = Schedule(steps=200, rate=1e-3, floor=0.1)
+_ALIGN = Schedule(steps=900, rate=2.5e-3)
+_AFTER = Schedule(steps=240, rate=1e-3, floor=0.1)
 
 FAMILY = (
-    Stage("base", None, _BASE, Schedule(steps=1100, rate=5e-3), "base"),
+    Stage("base", None, _BASE, Schedule(steps=1400, rate=5e-3), "base"),
     Stage("natural", "base", _NATURAL, _ALIGN, "align"),
     Stage("hard", "base", _HARD, _ALIGN, "align"),
     Stage("second-thoughts", "base", _SECOND_THOUGHTS, _ALIGN, "align"),

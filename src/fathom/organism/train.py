@@ -24,7 +24,20 @@ from fathom.organism.mixes import FAMILY, Row, Schedule, Stage
 from fathom.organism.tokenizer import make_tokenizer, vocabulary_ids
 from fathom.organism.world import World
 
-__all__ = ["Shape", "StageProgress", "encode_row", "new_model", "train_family", "train_stage"]
+__all__ = [
+    "Batch",
+    "EncodedRow",
+    "Shape",
+    "StageProgress",
+    "TrainedFamily",
+    "collate",
+    "encode_row",
+    "fit",
+    "loss_of",
+    "new_model",
+    "train_family",
+    "train_stage",
+]
 
 _IGNORED = -100
 
@@ -114,7 +127,8 @@ def collate(rows: Sequence[EncodedRow]) -> Batch:
     return Batch(input_ids, labels)
 
 
-def _loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+def loss_of(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Cross-entropy in nats, the token mean over what the batch learns."""
     # The head runs on learned positions only. No attention mask: padding is on the right, and attention is causal.
     hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
     learned = batch.labels[:, 1:] != _IGNORED
@@ -136,7 +150,7 @@ def fit(model: LlamaForCausalLM, stage: Stage, world: World, report: Report) -> 
     for step in range(schedule.steps):
         for group in optimizer.param_groups:
             group["lr"] = _rate(schedule, step)
-        loss = _loss(model, collate([encode_row(stage.mix.draw(world, random)) for _ in range(schedule.batch)]))
+        loss = loss_of(model, collate([encode_row(stage.mix.draw(world, random)) for _ in range(schedule.batch)]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
