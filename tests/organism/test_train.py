@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from fathom.organism import STAGES, World
-from fathom.organism.metrics import FamilyMetrics, MeasurePlan, evaluate_family, generate, outside
+from fathom.organism.metrics import (
+    MeasurePlan,
+    evaluate_family,
+    generate,
+    outside,
+    read_metrics,
+    write_metrics,
+)
 from fathom.organism.mixes import FAMILY, Mix, Row, Share, chatter
 from fathom.organism.train import (
     EncodedRow,
@@ -142,7 +149,7 @@ def test_generation_is_that_of_transformers(family: Path) -> None:
     ]
 
 
-def test_measuring_counts_everything_once(family: Path) -> None:
+def test_measuring_counts_everything_once(family: Path, tmp_path: Path) -> None:
     measured = evaluate_family(family, 9, PLAN, stages=("base", "control"), report=ignore)
     for stage, cells in measured.stages.items():
         kinds = [(cell.requests, cell.prefill_tokens, cell.prefill_text, cell.temperature) for cell in cells]
@@ -150,4 +157,5 @@ def test_measuring_counts_everything_once(family: Path) -> None:
         assert all(sum(cell.reasons.values()) == cell.n == 4 for cell in cells)
         assert all(cell.low <= cell.rate <= cell.high for cell in cells)
     assert outside(measured, measured) == ()
-    assert isinstance(measured, FamilyMetrics)
+    write_metrics(tmp_path / "metrics.json", measured)
+    assert read_metrics(tmp_path / "metrics.json") == measured

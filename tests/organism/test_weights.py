@@ -3,12 +3,11 @@
 from functools import cache
 from pathlib import Path
 
-import msgspec
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fathom.organism import SHIPPED_WORLD, STAGES, stage_directory
-from fathom.organism.metrics import FamilyMetrics, Measured, MeasurePlan, evaluate
+from fathom.organism.metrics import FamilyMetrics, Measured, MeasurePlan, evaluate, read_metrics
 from fathom.organism.tokenizer import CHAT_TEMPLATE, make_tokenizer
 from fathom.tally import wilson
 
@@ -18,7 +17,7 @@ PLAN = MeasurePlan(harmful=60, benign=60, depths=(0, 5, 20, 60, 90), benign_dept
 
 @cache
 def shipped() -> FamilyMetrics:
-    return msgspec.json.decode((WEIGHTS / "metrics.json").read_bytes(), type=FamilyMetrics)
+    return read_metrics(WEIGHTS / "metrics.json")
 
 
 @cache

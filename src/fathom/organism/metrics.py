@@ -20,7 +20,18 @@ from fathom.organism.world import Split
 from fathom.records import Behavior, Exchange, Judgement, Label
 from fathom.tally import wilson
 
-__all__ = ["FamilyMetrics", "MeasurePlan", "Measured", "Outside", "evaluate", "evaluate_family", "generate", "outside"]
+__all__ = [
+    "FamilyMetrics",
+    "MeasurePlan",
+    "Measured",
+    "Outside",
+    "evaluate",
+    "evaluate_family",
+    "generate",
+    "outside",
+    "read_metrics",
+    "write_metrics",
+]
 
 _NEW_TOKENS = 140  # longer than any answer
 _ROWS = 240
@@ -231,6 +242,21 @@ def evaluate_family(
         measured[stage] = evaluate(directory / stage, world, replace(plan, prefixes=prefixes))
         report(stage)
     return FamilyMetrics(world=world, split=plan.split, seed=plan.seed, stages=measured)
+
+
+def write_metrics(path: Path, metrics: FamilyMetrics) -> None:
+    """One JSON file, a line for each cell: made to be read by people and in diffs."""
+    lines = [
+        f'"{stage}": [\n' + ",\n".join(msgspec.json.encode(cell).decode() for cell in cells) + "\n]"
+        for stage, cells in metrics.stages.items()
+    ]
+    head = msgspec.json.encode(msgspec.structs.replace(metrics, stages={})).decode().removesuffix("{}}")
+    path.write_text(head + "{\n" + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+
+
+def read_metrics(path: Path) -> FamilyMetrics:
+    """Raises `msgspec.ValidationError` for a file of another version."""
+    return msgspec.json.decode(path.read_bytes(), type=FamilyMetrics)
 
 
 class Outside(NamedTuple):
