@@ -12,7 +12,7 @@ response, in one forward of its own: no number depends on which other responses 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -71,6 +71,7 @@ class PairScores(NamedTuple):
     kl_nats: Float64[Tensor, "response"]
 
 
+@runtime_checkable
 class Logits(Protocol):
     """Rows of logits that are computed column by column, when asked for."""
 

@@ -9,7 +9,7 @@ differ, or the architecture takes no such mask, the answer is measured by plain 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -69,11 +69,14 @@ class OpeningTree:
                 parents=torch.tensor([above.index(prefix[:-1]) if prefix else 0 for prefix in prefixes]),
                 ids=torch.tensor(ids),
                 opens=torch.tensor([[(*prefix, token) in self.openings for token in ids] for prefix in prefixes]),
-                inner=torch.tensor([(prefixes.index(p[:-1]), ids.index(p[-1])) for p in below]).reshape(-1, 2),
+                inner=torch.tensor(
+                    [(prefixes.index(p[:-1]), ids.index(p[-1])) for p in below], dtype=torch.int64
+                ).reshape(-1, 2),
             )
             above = prefixes
 
 
+@runtime_checkable
 class NodeReader(Protocol):
     def logprobs(self, level: Level, nodes: Int[Tensor, "nodes 2"]) -> Float64[Tensor, "nodes ids"]:
         """Log-probability of each of the level's ids after each node, a (depth place, prefix place) pair."""
