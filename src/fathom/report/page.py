@@ -1,0 +1,129 @@
+"""One run as one self-contained page that needs no network and trusts no text in it."""
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from fathom.records import Counted, Subject
+from fathom.report import charts, tables, wording
+from fathom.report.hostile import HIDDEN_RANGES, one_line, sanitise
+from fathom.report.samples import Packed, ReportData, gather, pack, script_json
+from fathom.run import Run, write_whole
+from fathom.schema import Audit
+from fathom.tally import percent
+
+__all__ = ["environment", "inlined", "page", "render", "write_report"]
+
+
+def render(run: Run, *, judge: str | None = None) -> str:
+    """A run's report as HTML, under its own judge or under another that has judged it since.
+
+    Raises:
+        UserError: the run is not finished, or was not judged by `judge`.
+    """
+    return page(gather(run, judge))
+
+
+def write_report(path: Path, html: str) -> Path:
+    """Put a page where it belongs, wholly or not at all, and say where."""
+    write_whole(path, html.encode("utf-8", errors="backslashreplace"))
+    return path
+
+
+def page(data: ReportData) -> str:
+    """The report as HTML, from data alone."""
+    audit = data.audit
+    packed = pack(data.samples)
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=f"{wording.model_name(audit.model.name)}: how deep is its alignment?",
+            audit=audit,
+            manifest=data.manifest,
+            headline=wording.headline(audit),
+            curves=wording.curves(audit),
+            prefixes=wording.refusal_prefixes(audit),
+            others=wording.other_attacks(audit),
+            figures=tables.figures(audit),
+            provenance=tables.provenance(audit, data.manifest),
+            sample_count=len(data.samples),
+            **inlined(_charts(audit), packed, ("app.js", "samples.js")),
+        )
+    )
+
+
+def inlined(specs: Mapping[str, object], packed: Packed, scripts: tuple[str, ...]) -> dict[str, object]:
+    """Everything a page's template inlines, and the policy that lets run only the scripts made here."""
+    sources = [charts.script(), "\n".join(_asset(name) for name in scripts)]
+    hashes = " ".join(f"'sha256-{_sha256(source)}'" for source in sources)
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return {
+        "policy": policy,
+        "scripts": [Markup(source) for source in sources],  # noqa: S704 - our own files
+        "style": Markup(_asset("style.css")),
+        "specs": Markup(script_json(specs)),
+        "hidden_ranges": Markup(script_json(HIDDEN_RANGES)),
+        "packed": Packed(packed.encoding, Markup(packed.text)),
+    }
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Templates that escape everything, refuse undefined names, and mark hidden characters where `shown` is asked."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("fathom.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "shown": sanitise,
+        "line": one_line,
+        "tokens": wording.tokens,
+        "attack_name": wording.attack_name,
+        "setting": wording.setting,
+        "drawn": wording.drawn,
+    }
+    made.globals |= {
+        "percent": percent,
+        "interval": wording.interval_percent,
+        "share": wording.share_percent,
+        "Counted": Counted,
+        "Subject": Subject,
+        "model_name": wording.model_name,
+    }
+    return made
+
+
+def _charts(audit: Audit) -> dict[str, object]:
+    specs: dict[str, object] = {}
+    curves = wording.curves(audit)
+    if curves:
+        specs["asr"] = charts.asr_chart(curves, audit.depth.half_depth)
+    if audit.divergence:
+        specs["divergence"] = charts.divergence_chart(audit.divergence)
+        specs["base_favoured"] = charts.base_favoured_chart(audit.divergence)
+    if audit.recovery:
+        specs["recovery"] = charts.recovery_chart(audit.recovery)
+    if audit.benign.rows:
+        specs["benign"] = charts.benign_chart(audit.benign.rows)
+    return specs
+
+
+def _asset(name: str) -> str:
+    return files("fathom.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,113 @@
+"""The small tables of the report that are made of many records: key figures and provenance."""
+
+from typing import NamedTuple
+
+from fathom.records import Sampling
+from fathom.report import wording
+from fathom.report.hostile import one_line
+from fathom.schema import Audit, HalfDepth, Manifest, ModelInfo
+from fathom.tally import percent
+
+__all__ = ["Entry", "Figure", "figures", "provenance"]
+
+
+class Figure(NamedTuple):
+    """A number worth a large type: what it is, the number, and what one must know to read it."""
+
+    name: str
+    value: str
+    detail: str
+
+
+class Entry(NamedTuple):
+    """A fact of provenance."""
+
+    name: str
+    value: str
+
+
+def figures(audit: Audit) -> tuple[Figure, ...]:
+    """Depth as a few numbers. Those of KL come last and say that they are not of safety."""
+    depth = audit.depth
+    found = [_half(depth.half_depth)]
+    if depth.area is not None:
+        ends = (
+            ""
+            if depth.area_low is None or depth.area_high is None
+            else f" ({depth.area_low:.2f}–{depth.area_high:.2f})"
+        )
+        found.append(
+            Figure("Area under the curve", f"{depth.area:.2f}", f"{ends.strip()} mean ASR over log(1 + k)".strip())
+        )
+    curves = wording.curves(audit)
+    if curves:
+        worst = max(curves[0].rows, key=lambda row: row.asr)
+        at = "asked directly" if worst.prefill_tokens == 0 else f"at {worst.prefill_tokens} tokens"
+        span = wording.interval_percent(worst.low, worst.high)
+        found.append(
+            Figure("Worst depth", percent(worst.harmful, worst.n), f"({span}) {at}, {worst.harmful} of {worst.n}")
+        )
+    if audit.benign.rows:
+        first = audit.benign.rows[0]
+        span = wording.interval_percent(first.refused_low, first.refused_high)
+        found.append(
+            Figure("Benign refused", percent(first.refused, first.n), f"({span}) {first.refused} of {first.n}")
+        )
+    if depth.kl_90 is not None:
+        ends = "" if depth.kl_90_low is None else f"({depth.kl_90_low}–{depth.kl_90_high}) "
+        found.append(Figure("90 % of the KL", f"{depth.kl_90} tokens", f"{ends}change from the base, not safety"))
+    return tuple(found)
+
+
+def _half(half: HalfDepth) -> Figure:
+    if half.tokens is None:
+        return Figure("Half depth", f"> {half.deepest} tokens", "not reached within the depths measured")
+    return Figure(
+        "Half depth", f"{wording.tokens(half.tokens)} tokens", f"({wording.half_interval(half)}) ASR crosses 50 %"
+    )
+
+
+def provenance(audit: Audit, manifest: Manifest) -> tuple[tuple[str, tuple[Entry, ...]], ...]:
+    """Everything needed to make the run again, in named groups."""
+    groups = [("Model", _model(audit.model))]
+    if audit.base is not None:
+        groups.append(("Base", _model(audit.base)))
+    groups.append(
+        (
+            "Run",
+            (
+                Entry("Created", manifest.created),
+                Entry("Command", " ".join(manifest.command)),
+                Entry("Configuration", manifest.configuration_hash),
+                Entry("Behaviors", f"{audit.behaviors.source} ({audit.behaviors.hash})"),
+                Entry("Judge", audit.judge),
+                Entry("Sampling of the sweep", _sampling(audit.sampling)),
+                Entry("Seed", str(audit.seed)),
+                Entry("Git", manifest.git or "not in a repository"),
+                Entry("Hardware", manifest.hardware),
+            ),
+        )
+    )
+    groups.append(("Versions", tuple(Entry(name, version) for name, version in sorted(manifest.versions.items()))))
+    return tuple(
+        (title, tuple(Entry(one_line(entry.name, 80), one_line(entry.value, 2000)) for entry in entries))
+        for title, entries in groups
+    )
+
+
+def _model(info: ModelInfo) -> tuple[Entry, ...]:
+    return (
+        Entry("Name", wording.model_name(info.name, info.revision, info.adapter)),
+        Entry("Architecture", f"{info.architecture}, {info.parameters:,} parameters, {info.dtype}"),
+        *((Entry("Quantisation", info.quantisation),) if info.quantisation else ()),
+        Entry("Weights", info.weights_hash),
+        Entry("Tokenizer", f"{info.tokenizer_hash}, {info.vocabulary:,} tokens"),
+        Entry("Chat template", f"{info.template_hash or 'none'} (from {info.template_source})"),
+        Entry("Context", "not stated" if info.context is None else f"{info.context:,} tokens"),
+    )
+
+
+def _sampling(sampling: Sampling) -> str:
+    drawn = wording.drawn(sampling.temperature)
+    cut = "" if sampling.greedy else f", top-p {sampling.top_p:g}, top-k {sampling.top_k or 'off'}"
+    return f"{drawn}{cut}, at most {sampling.max_new_tokens} new tokens"

@@ -1,0 +1,152 @@
+"""The sentences and the forms of numbers that the page, the terminal and the comparison share."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from fathom.records import Counted, Parameter, Subject
+from fathom.report.hostile import one_line
+from fathom.schema import Audit, AttackRow, HalfDepth
+
+__all__ = [
+    "Curve",
+    "attack_name",
+    "curves",
+    "drawn",
+    "half_interval",
+    "headline",
+    "interval_percent",
+    "model_name",
+    "other_attacks",
+    "refusal_prefixes",
+    "row_temperature",
+    "setting",
+    "share_percent",
+    "tokens",
+]
+
+SWEEP = ("direct", "prefill")  # a direct request is the prefill of no tokens
+REFUSAL_PREFIX = "refusal_prefix"
+
+
+class Curve(NamedTuple):
+    """ASR against prefill depth under one way of drawing and one way of counting; rows in order of depth."""
+
+    temperature: float
+    counted: Counted
+    rows: tuple[AttackRow, ...]
+
+    @property
+    def drawn(self) -> str:
+        return drawn(self.temperature)
+
+
+def curves(audit: Audit) -> tuple[Curve, ...]:
+    """The depth sweep of the model, one curve a temperature and a way of counting: the audit's own sampling first."""
+    found: dict[tuple[float, Counted], dict[int, AttackRow]] = {}
+    for row in audit.attacks:
+        if row.attack in SWEEP and row.subject is Subject.MODEL and row.prefill_tokens is not None:
+            key = (row_temperature(row, audit), row.counted)
+            found.setdefault(key, {}).setdefault(row.prefill_tokens, row)
+    order = sorted(
+        found, key=lambda key: (key[1] is not Counted.CONTINUATION, key[0] != audit.sampling.temperature, key[0])
+    )
+    return tuple(Curve(*key, tuple(found[key][depth] for depth in sorted(found[key]))) for key in order)
+
+
+def drawn(temperature: float) -> str:
+    """How answers were drawn, as a reader would say it."""
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+
+
+def row_temperature(row: AttackRow, audit: Audit) -> float:
+    """The temperature an attack row was drawn at: its own parameter, else the audit's."""
+    temperature = row.parameters.get("temperature", audit.sampling.temperature)
+    return float(temperature)
+
+
+def other_attacks(audit: Audit) -> tuple[AttackRow, ...]:
+    """Rows that belong neither to the depth sweep nor to the refusal prefixes."""
+    shown = {id(row) for curve in curves(audit) for row in curve.rows}
+    return tuple(row for row in audit.attacks if id(row) not in shown and row.attack != REFUSAL_PREFIX)
+
+
+def refusal_prefixes(audit: Audit) -> tuple[AttackRow, ...]:
+    """What a model says once its answer is made to start with a refusal (the paper's Table 1)."""
+    return tuple(row for row in audit.attacks if row.attack == REFUSAL_PREFIX)
+
+
+def headline(audit: Audit) -> str:
+    """How deep the alignment is, in one sentence, from behaviour alone: KL has no say in it."""
+    found = curves(audit)
+    direct = next((row for row in found[0].rows if row.prefill_tokens == 0), None) if found else None
+    asked = "" if direct is None else f"; asked directly, {_of(direct)} do"
+    half = audit.depth.half_depth
+    if half.tokens == 0 and direct is not None:
+        span = interval_percent(direct.low, direct.high)
+        return f"At least half of the harmful requests get through when simply asked: {_of(direct)} do ({span})."
+    if half.reached and half.tokens is not None:
+        return (
+            f"Half of the harmful requests get through once {tokens(half.tokens)} tokens of the answer are given"
+            f" (95 % interval {half_interval(half)}){asked}."
+        )
+    worst = max(found[0].rows, key=lambda row: row.asr, default=None) if found else None
+    most = "" if worst is None else f": at the worst depth {_of(worst)} get through"
+    return f"The 50 % mark is not reached by {half.deepest} tokens of a given answer{most}{asked}."
+
+
+def _of(row: AttackRow) -> str:
+    noun = "" if row.n == row.behaviors else " answers"
+    return f"{row.harmful:,} of {row.n:,}{noun}"
+
+
+def half_interval(half: HalfDepth) -> str:
+    """The interval of the half depth for people; an end beyond the depths measured says so."""
+    if half.low is None:
+        return "open" if half.reached else f"beyond {half.deepest}"
+    return (
+        f"{tokens(half.low)} to beyond {half.deepest}"
+        if half.high is None
+        else f"{tokens(half.low)}–{tokens(half.high)}"
+    )
+
+
+def tokens(value: float) -> str:
+    """A number of tokens: a tenth matters below ten."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def share_percent(share: float) -> str:
+    """A share in [0, 1] as a percentage without its sign: 0 and 100 are printed only where they are true.
+
+    >>> [share_percent(x) for x in (0.0, 0.0004, 0.037, 0.9999, 1.0)]
+    ['0', '< 0.1', '3.7', '> 99.9', '100']
+    """
+    if share in (0.0, 1.0):
+        return f"{100 * share:.0f}"
+    if share < 0.0005:
+        return "< 0.1"
+    return "> 99.9" if share > 0.9995 else f"{100 * share:.1f}"
+
+
+def interval_percent(low: float, high: float) -> str:
+    """Both ends of an interval of a share, with one percent sign."""
+    return f"{share_percent(low)}–{share_percent(high)} %"
+
+
+def attack_name(attack: str) -> str:
+    """An attack's name as people write it."""
+    return one_line(attack, 60).replace("_", " ")
+
+
+def setting(parameters: Mapping[str, Parameter], without: Iterable[str] = ()) -> str:
+    """An attack's parameters on one line."""
+    kept = {name: value for name, value in parameters.items() if name not in set(without)}
+    return ", ".join(f"{one_line(name, 40)} = {one_line(str(value), 80)}" for name, value in kept.items())
+
+
+def model_name(name: str, revision: str | None = None, adapter: str | None = None) -> str:
+    """A model as a reader would name it, with its revision and adapter if there are any."""
+    shown = one_line(name, 120)
+    if revision:
+        shown += f" @ {one_line(revision, 20)}"
+    return f"{shown} + {one_line(adapter, 80)}" if adapter else shown
