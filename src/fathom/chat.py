@@ -254,7 +254,7 @@ class ChatFormat:
         return within if self.decode(within) == self.decode(alone) else alone
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
         added = self.tokenizer.added_tokens_decoder
         return frozenset(id_ for id_, token in added.items() if token.special) | frozenset(
             self.tokenizer.all_special_ids
@@ -267,13 +267,13 @@ class ChatFormat:
         windows that begin one settled piece earlier, so that sentencepiece's missing first space and half-written
         characters come out right. Special tokens are not in the text and not in a window.
         """
-        visible = [id_ for id_ in ids if id_ not in self._special_ids]
-        stop = sum(id_ not in self._special_ids for id_ in ids[:start])
+        visible = [id_ for id_ in ids if id_ not in self.special_ids]
+        stop = sum(id_ not in self.special_ids for id_ in ids[:start])
         settled, at = self._settled(visible, stop, whole)
         begin = max(0, settled - _WINDOW)
         head, reached, ends = self.decode(visible[begin:settled]), at, []
         for id_ in ids[start:]:
-            if id_ not in self._special_ids:
+            if id_ not in self.special_ids:
                 stop += 1
                 fresh = self.decode(visible[begin:stop])[len(head) :]
                 shared = _shared(fresh, whole[at : at + len(fresh)])

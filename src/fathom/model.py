@@ -1,0 +1,510 @@
+"""A causal language model loaded with its tokenizer and chat format, and exactly which one it is.
+
+What can go wrong with a name, a directory or an option is a `UserError` of one line; transformers' own warnings and
+bars are silenced while it loads.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import logging as transformers_logging
+
+from fathom.chat import ChatFormat, PrefillAt
+from fathom.errors import UserError
+from fathom.records import Message, content_hash
+from fathom.schema import ModelInfo
+
+__all__ = ["ChatModel", "FormatChoice", "LoadOptions", "Quantisation", "check_pair", "load"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "tekken.json", "*.tiktoken", "tokenization_*.py")
+# What transformers, the hub's client and the file formats raise for files that are not what they should be.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+    hub_errors.StrictDataclassError,
+)
+
+
+class FormatChoice(StrEnum):
+    """How messages become ids."""
+
+    CHAT = "chat"  # by the chat template
+    PLAIN = "plain"  # as plain text, for base models
+
+
+class Quantisation(StrEnum):
+    """Weights in fewer bits, by bitsandbytes."""
+
+    BITS_8 = "8bit"
+    BITS_4 = "4bit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What to load and how.
+
+    `name` is a directory or a name on the Hugging Face hub; `dtype` is auto (as stored), float32, bfloat16 or float16;
+    `device` is by default CUDA, else MPS, else CPU; `device_map` ("auto", …) spreads the model instead; `adapter` is a
+    PEFT adapter's directory or hub name; `chat_template` is a file of Jinja that replaces the model's own.
+    """
+
+    name: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    adapter: str | None = None
+    quantisation: Quantisation | None = None
+    trust_remote_code: bool = False
+    chat_template: Path | None = None
+    format: FormatChoice = FormatChoice.CHAT
+    system: str | None = None
+    prefill_at: PrefillAt = PrefillAt.ANSWER
+
+
+@dataclass(frozen=True, eq=False)
+class ChatModel:
+    """A model in evaluation mode, the format that makes its ids, and what it is."""
+
+    model: PreTrainedModel
+    chat: ChatFormat
+    info: ModelInfo
+
+    @property
+    def device(self) -> torch.device:
+        """Where input ids go."""
+        embeddings: torch.nn.Module = self.model.get_input_embeddings()
+        return next(embeddings.parameters()).device
+
+    @property
+    def context(self) -> int | None:
+        """The longest input in tokens, where the configuration states one."""
+        return self.info.context
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids the model knows, embedding padding included."""
+        return self.info.vocabulary
+
+
+def load(options: LoadOptions) -> ChatModel:
+    """The model, its tokenizer and its chat format, in evaluation mode on one device (or spread by `device_map`).
+
+    Raises:
+        UserError: the name, its files, the adapter, the template or an option cannot be used.
+    """
+    _check_options(options)
+    with _quiet():
+        _check_source(options)
+        config = _load_config(options)
+        _check_causal(options, config)
+        tokenizer = _load_tokenizer(options)
+        template, source = _template(options, tokenizer)
+        model = _load_weights(options)
+        if options.adapter is not None:
+            model = _with_adapter(model, options.adapter)
+        if options.device_map is None and options.quantisation is None:
+            _move(model, options)
+    model.train(False)
+    _check_sizes(options, model, tokenizer)
+    chat = ChatFormat(
+        tokenizer=tokenizer,
+        template=template,
+        source=source,
+        stop_ids=frozenset(),
+        system=options.system,
+        prefill_at=options.prefill_at,
+    )
+    chat = replace(chat, stop_ids=_stop_ids(model, chat))
+    return ChatModel(model=model, chat=chat, info=_identify(options, model, chat))
+
+
+def check_pair(model: ChatModel, base: ChatModel) -> None:
+    """Two models whose next-token distributions are compared must mean the same by every id.
+
+    Ids that only one of the tokenizers has, and padding of the embeddings, may differ.
+
+    Raises:
+        UserError: an id stands for different tokens; the first one is named.
+    """
+    ours, theirs = ({id_: token for token, id_ in pair.chat.tokenizer.get_vocab().items()} for pair in (model, base))
+    for id_ in sorted(ours.keys() & theirs.keys()):
+        if ours[id_] != theirs[id_]:
+            raise UserError(
+                f"{model.info.name} and {base.info.name} have different vocabularies: token {id_} is {ours[id_]!r} in "
+                f"one and {theirs[id_]!r} in the other; give the base that the model was trained from"
+            )
+    if not ours.keys() & theirs.keys():
+        raise UserError(f"{model.info.name} and {base.info.name} share no token id; give a base of the same family")
+
+
+# --- what was asked for ---
+
+
+def _check_options(options: LoadOptions) -> None:
+    if options.dtype != "auto" and options.dtype not in _DTYPES:
+        raise UserError(f"unknown dtype {options.dtype!r}: give auto, {', '.join(_DTYPES)}")
+    if options.device is not None and options.device_map is not None:
+        raise UserError("a device and a device map were both given: leave out one of them")
+    if options.format is FormatChoice.PLAIN and options.chat_template is not None:
+        raise UserError("a chat template and the plain format were both given: leave out one of them")
+    for wanted, package, extra in (
+        (options.quantisation, "bitsandbytes", "quantised"),
+        (options.adapter, "peft", "peft"),
+        (options.device_map, "accelerate", None),
+    ):
+        if wanted is not None and importlib.util.find_spec(package) is None:
+            command = f"pip install 'fathom[{extra}]'" if extra else f"pip install {package}"
+            raise UserError(f"{wanted} needs the package {package}, which is not installed: {command}")
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name means a directory: it exists, or could be no `owner/name` on the hub."""
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
+        return True
+    return "/" in name and path.parent.is_dir()
+
+
+def _place(name: str) -> str:
+    return str(Path(name).expanduser()) if _is_local(name) else name
+
+
+def _check_source(options: LoadOptions) -> None:
+    """Whether there is a model at all, and may be read: before transformers says so in many lines."""
+    name = options.name
+    if not _is_local(name):
+        _fetch_config(name, options.revision)
+        return
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"there is no directory {name}: give a model's directory, or a name on the hub (owner/name)")
+    if not path.is_dir():
+        raise UserError(f"{name} is a file: give the directory that holds config.json and the weights")
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise UserError(f"{name} holds a PEFT adapter, not a model: give its base model, and this as --adapter")
+        raise UserError(f"{name} has no config.json: give a directory in Hugging Face format (save_pretrained)")
+    if options.revision is not None:
+        raise UserError(f"a revision was given, but {name} is a directory: revisions are for names on the hub")
+
+
+def _fetch_config(name: str, revision: str | None) -> None:
+    where = name if revision is None else f"{name} (revision {revision})"
+    try:
+        huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
+    except hub_errors.GatedRepoError as error:
+        raise UserError(f"{where} is gated on the hub: ask for access there, then run `hf auth login`") from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise UserError(f"{name} has no revision {revision} on the hub: give a branch, tag or commit of it") from error
+    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
+        raise UserError(
+            f"there is no model {where} on the hub and no such directory: check the name "
+            "(a private model needs `hf auth login`)"
+        ) from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{where} is not in the local cache and the hub cannot be reached: check the network, or give a directory"
+        ) from error
+    except hub_errors.EntryNotFoundError as error:
+        raise UserError(f"{where} has no config.json on the hub: it is not a model in Hugging Face format") from error
+    except Exception as error:  # the network has many ways to fail, each with a class of its own
+        raise UserError(f"{where} cannot be fetched from the hub: {_one_line(error)}") from error
+
+
+# --- the parts ---
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No advice, report or bar of transformers; downloads keep their bars."""
+    verbosity = transformers_logging.get_verbosity()
+    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if hub_bars:
+        enable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if not hub_bars:
+            disable_progress_bars()
+
+
+def _common(options: LoadOptions) -> dict[str, Any]:
+    return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+
+
+def _unusable(options: LoadOptions, what: str, error: BaseException) -> UserError:
+    """The error for a part of a model that cannot be loaded."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return UserError(
+            f"{options.name} comes with Python code of its own: read it, and give --trust-remote-code to run it"
+        )
+    if isinstance(error, torch.OutOfMemoryError):
+        return UserError(
+            f"{options.name} does not fit into memory: try --dtype bfloat16, --device-map auto or --device"
+        )
+    if "not recognize this architecture" in text:
+        text = "this version of transformers does not know its model_type; try pip install --upgrade transformers"
+    elif "load report" in text or "mismatched" in text:
+        text = "shapes differ from those of config.json; fetch or save it again"
+    else:
+        text = f"{_one_line(text)}; fetch or save it again"
+    return UserError(f"{what} of {options.name} cannot be used: {text}")
+
+
+def _one_line(message: object, width: int = 200) -> str:
+    text = " ".join(str(message).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _load_config(options: LoadOptions) -> Any:
+    try:
+        return AutoConfig.from_pretrained(_place(options.name), **_common(options))
+    except _LOADING_ERRORS as error:
+        raise _unusable(options, "config.json", error) from error
+
+
+def _check_causal(options: LoadOptions, config: Any) -> None:
+    """Whether the weights were saved with a head that predicts the next token."""
+    kinds = set(config.architectures or ())
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if options.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (not kinds or bool(kinds & known))
+    if not causal or masked or getattr(config, "is_encoder_decoder", False):
+        kind = ", ".join(sorted(kinds)) or config.model_type
+        raise UserError(f"{options.name} is not a causal language model ({kind}): give one that continues text")
+
+
+def _load_tokenizer(options: LoadOptions) -> PreTrainedTokenizerBase:
+    place = Path(_place(options.name))
+    # Without files, some classes make a tokenizer of special tokens alone.
+    if _is_local(options.name) and not any(any(place.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise UserError(f"{options.name} has no tokenizer files: copy them (tokenizer.json) into the directory")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(_place(options.name), **_common(options))
+    except _LOADING_ERRORS as error:
+        raise _unusable(options, "the tokenizer", error) from error
+    except Exception as error:  # the Rust library raises a bare Exception
+        if type(error) is not Exception:
+            raise
+        raise _unusable(options, "the tokenizer", error) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or len(tokenizer) == len(tokenizer.all_special_ids):
+        raise UserError(f"the tokenizer of {options.name} has no tokens: copy its files into the directory")
+    return tokenizer
+
+
+def _template(options: LoadOptions, tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, str]:
+    """The chat template and where it comes from."""
+    if options.format is FormatChoice.PLAIN:
+        return None, "plain"
+    if options.chat_template is not None:
+        return _template_file(options.chat_template), options.chat_template.name
+    try:
+        return tokenizer.get_chat_template(), "model"
+    except ValueError as error:
+        raise UserError(
+            f"{options.name} has no chat template: give one with --chat-template FILE, "
+            "or --plain for a base model that reads plain text"
+        ) from error
+
+
+def _template_file(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the chat template {path} cannot be read: {_one_line(error)}") from error
+    if not text.strip():
+        raise UserError(f"the chat template {path} is empty: give a file of Jinja")
+    return text
+
+
+def _quantisation(kind: Quantisation | None) -> dict[str, Any]:
+    if kind is None:
+        return {}
+    bits = {"load_in_8bit": True} if kind is Quantisation.BITS_8 else {"load_in_4bit": True}
+    return {"quantization_config": transformers.BitsAndBytesConfig(**bits)}  # type: ignore[no-untyped-call]
+
+
+def _load_weights(options: LoadOptions) -> PreTrainedModel:
+    loader: Any = AutoModelForCausalLM  # its annotations forget output_loading_info
+    try:
+        model, found = loader.from_pretrained(
+            _place(options.name),
+            dtype=_DTYPES.get(options.dtype, "auto"),
+            device_map=options.device_map,
+            output_loading_info=True,
+            **_quantisation(options.quantisation),
+            **_common(options),
+        )
+    except _LOADING_ERRORS as error:
+        raise _unusable(options, "the weights", error) from error
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"the weights of {options.name} lack {len(missing)} of the model's tensors ({missing[0]}, …), which would "
+            "be random: fetch or save it again"
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """The model with a PEFT adapter's layers in place, not merged: merging rounds in half precision."""
+    import peft
+
+    if _is_local(adapter) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
+        raise UserError(f"{adapter} has no adapter_config.json: give the directory of a PEFT adapter")
+    try:
+        wrapped = peft.PeftModel.from_pretrained(model, _place(adapter))
+    except (*_LOADING_ERRORS, hub_errors.HfHubHTTPError) as error:
+        raise UserError(
+            f"the adapter {adapter} does not fit this model or cannot be read: {_one_line(error)}"
+        ) from error
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise UserError(f"the adapter {adapter} learns prompts, which would shift the ids: only weights are supported")
+    base = wrapped.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    return base
+
+
+def _move(model: PreTrainedModel, options: LoadOptions) -> None:
+    device = options.device
+    if device is None:
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise _unusable(options, "the weights", error) from error
+        raise UserError(f"the device {device!r} cannot be used: {_one_line(error)}; try --device cpu") from error
+
+
+def _check_sizes(options: LoadOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = _vocabulary(model)
+    # Added tokens may lie beyond the embeddings (Gemma 3 reserves one for images); text never makes those.
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer of {options.name} has {tokenizer.vocab_size} tokens, but the model knows {rows}: "
+            "it belongs to another model"
+        )
+
+
+# --- what it is ---
+
+
+def _stop_ids(model: PreTrainedModel, chat: ChatFormat) -> frozenset[int]:
+    """The ids that end the model's turn: as generation is configured, the end of text, the template's end of turn."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured])
+    ids.add(chat.tokenizer.eos_token_id)
+    try:
+        end = chat.end_ids([Message(role="user", content="Hello")])
+    except UserError:  # a template that refuses this conversation says so when it is given the user's own
+        end = ()
+    if end and end[0] in chat.special_ids:
+        ids.add(end[0])
+    return frozenset(id_ for id_ in ids if id_ is not None)
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    size = model.config.get_text_config().vocab_size
+    assert isinstance(size, int)
+    return size
+
+
+def _context(model: PreTrainedModel) -> int | None:
+    """The longest input by the configuration's own name for it. A sliding window limits attention, not the input."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx"):
+        if isinstance(length := getattr(config, name, None), int) and length > 0:
+            return length
+    return None
+
+
+def _identify(options: LoadOptions, model: PreTrainedModel, chat: ChatFormat) -> ModelInfo:
+    return ModelInfo(
+        name=options.name,
+        revision=options.revision,
+        adapter=options.adapter,
+        architecture=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantisation=options.quantisation,
+        weights_hash=_weights_hash(model),
+        tokenizer_hash=_tokenizer_hash(chat.tokenizer),
+        template_hash=None if chat.template is None else content_hash(chat.template),
+        template_source=chat.source,
+        vocabulary=_vocabulary(model),
+        context=_context(model),
+    )
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    """A hash of every tensor's name, shape, type and bytes as loaded.
+
+    It is of the parameters in memory, not of files: the same weights hash alike however they are sharded or named on
+    disk, and another dtype hashes otherwise. Tensors are hashed side by side, as blake2b leaves Python's lock.
+    """
+    tensors = sorted((name, value) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = list(pool.map(lambda item: _tensor_digest(item[1]), tensors))
+    whole = hashlib.blake2b(digest_size=12)
+    for (name, _), digest in zip(tensors, digests, strict=True):
+        whole.update(name.encode() + b"\0" + digest)
+    return whole.hexdigest()
+
+
+def _tensor_digest(tensor: torch.Tensor) -> bytes:
+    state = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
+    if tensor.numel() and not tensor.is_meta:  # weights offloaded to disk count by name and shape alone
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.digest()
+
+
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of vocabulary, merges, normalisation and special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python alone
+        return content_hash((dict(tokenizer.get_vocab()), tokenizer.special_tokens_map))
+    whole = json.loads(backend.to_str())
+    for state in ("truncation", "padding"):  # how it was last called, not what it is
+        whole.pop(state, None)
+    return content_hash((whole, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}))
