@@ -33,8 +33,10 @@ __all__ = [
     "Scorer",
     "TokenScores",
     "compare",
+    "compare_logits",
     "log_normaliser",
     "score",
+    "score_logits",
 ]
 
 ROWS = 256  # response rows at a time
@@ -64,10 +66,10 @@ class TokenScores(NamedTuple):
 
 
 class PairScores(NamedTuple):
-    """Of each response token under two models: both scores, and KL(model ‖ base) in nats, ≥ 0."""
+    """Of each response token under two models: the model's scores, the base's log-probability, KL(model ‖ base) ≥ 0."""
 
     model: TokenScores
-    base: TokenScores
+    base_logprobs: Float64[Tensor, "response"]
     kl_nats: Float64[Tensor, "response"]
 
 
@@ -85,7 +87,9 @@ class Logits(Protocol):
         """Logits of some ids in float32, in memory of their own: the caller may overwrite them."""
         ...
 
-    def part(self, rows: slice) -> "Logits": ...
+    def at(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+        """Logit of one id in each row, in float32."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,14 @@ class Head:
         self, hidden: Float[Tensor, "rows width"], index: slice | Int[Tensor, "columns"]
     ) -> Float[Tensor, "rows columns"]:
         """Logits of some ids, computed in the head's own dtype and returned in float32."""
-        logits = F.linear(hidden, self.weight[index], None if self.bias is None else self.bias[index])
+        return self._transformed(F.linear(hidden, self.weight[index], None if self.bias is None else self.bias[index]))
+
+    def at(self, hidden: Float[Tensor, "rows width"], ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+        """Logit of one id in each row."""
+        logits = torch.linalg.vecdot(hidden, self.weight[ids])
+        return self._transformed(logits if self.bias is None else logits + self.bias[ids])
+
+    def _transformed(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -131,8 +142,8 @@ class HeadLogits:
     def columns(self, index: slice | Int[Tensor, "columns"]) -> Float[Tensor, "rows columns"]:
         return self.head.logits(self.hidden, index)
 
-    def part(self, rows: slice) -> "HeadLogits":
-        return HeadLogits(self.hidden[rows], self.head)
+    def at(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+        return self.head.at(self.hidden, ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +167,8 @@ class LogitTable:
     def columns(self, index: slice | Int[Tensor, "columns"]) -> Float[Tensor, "rows columns"]:
         return self.table[:, index].to(torch.float32, copy=True)
 
-    def part(self, rows: slice) -> "LogitTable":
-        return LogitTable(self.table[rows])
+    def at(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+        return self.table.gather(1, ids[:, None])[:, 0].float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +216,8 @@ class Scorer:
             )
         if self.head is not None:
             # The last response token is fed to nothing: its own row would predict what follows the response.
-            whole = self.head_logits(self.hidden(torch.tensor([ids[:-1]], device=self.model.device))[0, first:])
-            yield from (whole.part(slice(start, start + ROWS)) for start in range(0, whole.rows, ROWS))
+            hidden = self.hidden(torch.tensor([ids[:-1]], device=self.model.device))[0, first:]
+            yield from (self.head_logits(hidden[start : start + ROWS]) for start in range(0, len(hidden), ROWS))
             return
         for start in range(first, len(ids) - 1, ROWS):
             stop = min(start + ROWS, len(ids) - 1)
@@ -241,17 +252,14 @@ def score(scorer: Scorer, prompt_ids: Sequence[int], response_ids: Sequence[int]
     """Log-probability and rank of each response token under one model."""
     parts, start = [], 0
     for logits in scorer.response_logits(prompt_ids, response_ids):
-        targets = torch.tensor(response_ids[start : start + logits.rows], device=logits.device)
-        tracker = _Targets(logits, targets)
-        normalisers = [_log_sum_exp(tracker.seen(block, at)) for at, block in _blocks(logits, logits.vocabulary)]
-        parts.append(tracker.scores(torch.stack(normalisers).logsumexp(0)))
+        parts.append(score_logits(logits, torch.tensor(response_ids[start : start + logits.rows])))
         start += logits.rows
     return _join(parts)
 
 
 @torch.inference_mode()
 def compare(model: Scorer, base: Scorer, answer: ReferenceAnswer) -> PairScores:
-    """Per-token KL(model ‖ base) of an answer, with both models' log-probabilities and ranks, in one pass over blocks.
+    """Per-token KL(model ‖ base) of an answer, with both models' log-probabilities and the model's ranks.
 
     Where the two heads have different sizes (embeddings padded differently), both distributions are restricted to the
     ids that both heads have and renormalised there; with equal sizes nothing is left out.
@@ -263,45 +271,57 @@ def compare(model: Scorer, base: Scorer, answer: ReferenceAnswer) -> PairScores:
     """
     vocabulary = _shared_vocabulary(model, base, answer)
     base_prompt = answer.prompt_ids if answer.base_prompt_ids is None else answer.base_prompt_ids
-    ours: list[TokenScores] = []
-    theirs: list[TokenScores] = []
-    divergences, start = [], 0
     pairs = zip(
         model.response_logits(answer.prompt_ids, answer.answer_ids),
         base.response_logits(base_prompt, answer.answer_ids),
         strict=True,
     )
+    parts, start = [], 0
     for p, q in pairs:
-        targets = torch.tensor(answer.answer_ids[start : start + p.rows])
-        scores = compare_logits(p, q, targets, vocabulary)
-        ours.append(scores.model)
-        theirs.append(scores.base)
-        divergences.append(scores.kl_nats)
+        parts.append(compare_logits(p, q, torch.tensor(answer.answer_ids[start : start + p.rows]), vocabulary))
         start += p.rows
-    return PairScores(_join(ours), _join(theirs), torch.cat(divergences))
+    return PairScores(
+        model=_join([part.model for part in parts]),
+        base_logprobs=torch.cat([part.base_logprobs for part in parts]),
+        kl_nats=torch.cat([part.kl_nats for part in parts]),
+    )
+
+
+@torch.inference_mode()
+def score_logits(logits: Logits, targets: Int[Tensor, "rows"]) -> TokenScores:
+    """`score` for rows of logits."""
+    ranks = _Ranks(logits, targets)
+    log_sums = []
+    for start, block in _blocks(logits, logits.vocabulary):
+        ranks.see(block, start, torch.empty_like(block))
+        log_sums.append(_exponentiate(block).log_sum)
+    return ranks.scores(torch.stack(log_sums).logsumexp(0))
 
 
 @torch.inference_mode()
 def compare_logits(p: Logits, q: Logits, targets: Int[Tensor, "rows"], vocabulary: int) -> PairScores:
-    """`compare` for rows of logits: KL(p ‖ q) over the first `vocabulary` ids, and each target's scores under both."""
-    ours, theirs = _Targets(p, targets), _Targets(q, targets)
-    blocks = [
-        _block_divergence(ours.seen(x, at), theirs.seen(y, at).to(x.device))
-        for (at, x), (_, y) in zip(_blocks(p, vocabulary), _blocks(q, vocabulary), strict=True)
-    ]
+    """`compare` for rows of logits: KL(p ‖ q) over the first `vocabulary` ids, and each target's scores."""
+    ranks, blocks = _Ranks(p, targets), []
+    scratch: Tensor | None = None  # one for all blocks: fresh memory costs as much as the arithmetic in it
+    for start, x in _blocks(p, vocabulary):
+        y = q.columns(slice(start, start + x.shape[1])).to(x.device)
+        scratch = torch.empty_like(x) if scratch is None else scratch.flatten()[: x.numel()].view_as(x)
+        ranks.see(x, start, scratch)
+        blocks.append(_block_divergence(x, y, scratch))
     log_p = torch.stack([block.log_p for block in blocks])
     log_q = torch.stack([block.log_q for block in blocks])
     total_p, total_q = log_p.logsumexp(0), log_q.logsumexp(0)
     # Σ_v p_v (x_v - y_v) over all blocks, each block weighted by its share of p.
     gap = ((log_p - total_p).exp() * torch.stack([block.gap for block in blocks])).sum(0)
     kl = (gap - total_p + total_q).clamp_min(0.0)  # Gibbs: a negative value is rounding
-    return PairScores(ours.scores(total_p), theirs.scores(total_q.to(q.device)), kl.cpu())
+    theirs = q.at(targets.to(q.device)).double().cpu() - total_q.cpu()
+    return PairScores(ranks.scores(total_p), theirs, kl.cpu())
 
 
 @torch.inference_mode()
 def log_normaliser(logits: Logits) -> Float64[Tensor, "rows"]:
     """Log-sum-exp of each row over the whole vocabulary, block by block."""
-    blocks = [_log_sum_exp(block) for _, block in _blocks(logits, logits.vocabulary)]
+    blocks = [_exponentiate(block).log_sum for _, block in _blocks(logits, logits.vocabulary)]
     return torch.stack(blocks).logsumexp(0)
 
 
@@ -311,19 +331,16 @@ class _Block(NamedTuple):
     gap: Float64[Tensor, "rows"]  # mean of x - y under p within the block
 
 
-def _block_divergence(x: Float[Tensor, "rows columns"], y: Float[Tensor, "rows columns"]) -> _Block:
-    """One block's part of two log-sum-exps and of the KL; overwrites x and y."""
-    gap = x - y
+def _block_divergence(
+    x: Float[Tensor, "rows columns"], y: Float[Tensor, "rows columns"], scratch: Float[Tensor, "rows columns"]
+) -> _Block:
+    """One block's part of two log-sum-exps and of the KL; overwrites all three."""
+    gap = torch.sub(x, y, out=scratch)
     log_p, weights, total = _exponentiate(x)
-    mean = torch.linalg.vecdot(weights, gap)
+    mean = gap.mul_(weights).sum(1)
     if mean.isnan().any():  # an id that the model excludes (logit -inf) adds nothing
-        mean = torch.linalg.vecdot(weights, gap.masked_fill(weights == 0, 0.0))
-    log_q, _, _ = _exponentiate(y)
-    return _Block(log_p, log_q, mean.double() / total)
-
-
-def _log_sum_exp(x: Float[Tensor, "rows columns"]) -> Float64[Tensor, "rows"]:
-    return _exponentiate(x)[0]
+        mean = gap.masked_fill(weights == 0, 0.0).sum(1)
+    return _Block(log_p, _exponentiate(y).log_sum, mean.double() / total)
 
 
 class _Exponentiated(NamedTuple):
@@ -340,28 +357,25 @@ def _exponentiate(x: Float[Tensor, "rows columns"]) -> _Exponentiated:
     return _Exponentiated(top[:, 0].double() + total.log(), weights, total)
 
 
-class _Targets:
-    """Follows given tokens through the blocks: their logits, and how many ids lie above each."""
+class _Ranks:
+    """Follows given tokens through the blocks: how many ids lie above each."""
 
     def __init__(self, logits: Logits, targets: Int[Tensor, "rows"]) -> None:
-        targets = targets.to(logits.device)
-        distinct, place = torch.unique(targets, return_inverse=True)
-        self._ids = targets
-        self._logits = logits.columns(distinct).gather(1, place[:, None])
-        self._above = torch.zeros(len(targets), dtype=torch.int64, device=logits.device)
+        self._ids = targets.to(logits.device)
+        self._own = logits.at(self._ids)
+        self._above = torch.zeros(len(targets), device=logits.device)  # exact in float32 up to 16 million ids
 
-    def seen(self, block: Float[Tensor, "rows columns"], start: int) -> Float[Tensor, "rows columns"]:
-        """Count the ids of a block that are more probable than the row's target; returns the block untouched."""
-        above = (block > self._logits).sum(1)
-        # The target's own logit comes from two matrix products that may round differently: never count it.
+    def see(self, block: Float[Tensor, "rows columns"], start: int, scratch: Float[Tensor, "rows columns"]) -> None:
+        """Count the ids of a block that are more probable than the row's token; overwrites `scratch` only."""
+        above = torch.gt(block, self._own[:, None], out=scratch)
+        self._above += above.sum(1)
+        # A token's own logit comes from two matrix products, which may round differently: never count it.
         place = self._ids - start
         inside = (place >= 0) & (place < block.shape[1])
-        own = block.gather(1, place.clamp(0, block.shape[1] - 1)[:, None]) > self._logits
-        self._above += above - (inside & own[:, 0]).long()
-        return block
+        self._above -= above.gather(1, place.clamp(0, block.shape[1] - 1)[:, None])[:, 0] * inside
 
     def scores(self, log_normaliser: Float64[Tensor, "rows"]) -> TokenScores:
-        return TokenScores((self._logits[:, 0].double() - log_normaliser).cpu(), (self._above + 1).cpu())
+        return TokenScores((self._own.double() - log_normaliser).cpu(), self._above.long().cpu() + 1)
 
 
 def _blocks(logits: Logits, vocabulary: int) -> Iterator[tuple[int, Float[Tensor, "rows columns"]]]:

@@ -37,7 +37,7 @@ def test_a_record_says_what_scoring_says():
         assert record.kl_nats == tuple(scores.kl_nats.tolist())
         assert record.harmful_rank == tuple(scores.model.ranks.tolist())
         assert record.base_favoured == tuple(
-            q > p for p, q in zip(scores.model.logprobs.tolist(), scores.base.logprobs.tolist(), strict=True)
+            q > p for p, q in zip(scores.model.logprobs.tolist(), scores.base_logprobs.tolist(), strict=True)
         )
 
 

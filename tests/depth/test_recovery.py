@@ -254,3 +254,14 @@ def test_openings_stand_as_they_read_in_mid_answer_too():
 def test_the_limit_holds():
     own = [f"w{i} a b c" for i in range(100)]
     assert len(openings_of(own, limit=32)) == 3 * 32
+
+
+def test_stock_openings_with_words_that_the_tokenizer_lacks_are_left_out():
+    """A tokenizer of few words would leave "I" of "I apologize", which is no refusal."""
+
+    class FewWords(Words):
+        def response_ids(self, messages, response):
+            return super().response_ids(messages, " ".join(w for w in response.split() if w in {"I", "cannot", "help"}))
+
+    chat = FewWords()
+    assert [chat.decode(ids) for ids in refusal_set(chat, [])] == ["I cannot help"]

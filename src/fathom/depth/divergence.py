@@ -65,7 +65,7 @@ def divergence(
             behavior=item.behavior,
             variant=variant.value,
             kl_nats=tuple(scores.kl_nats.tolist()),
-            base_favoured=tuple((scores.base.logprobs > scores.model.logprobs).tolist()),
+            base_favoured=tuple((scores.base_logprobs > scores.model.logprobs).tolist()),
             harmful_rank=tuple(scores.model.ranks.tolist()),
         )
 

@@ -136,15 +136,17 @@ def refusal_set(
     rest: Counter[tuple[int, ...]] = Counter()
     for refusal in references:
         rest.update(_opening(refusal, compliant))
-    asked = (Message("user", "?"),)
-    stock = [tuple(chat.response_ids(asked, text))[:MOST_TOKENS] for text in STOCK_OPENINGS]
     ranked = [opening for counter in (counts, rest) for opening, _ in counter.most_common()]
-    ranked += [opening for opening in stock if opening and not _begins_any(opening, compliant)]
-    chosen = _prefix_free(ranked)[:limit]
-    later = [
-        tuple(chat.response_ids(asked, lead + chat.decode(opening))) for lead in (" ", "\n\n") for opening in chosen
-    ]
+    ranked += [opening[:MOST_TOKENS] for text in STOCK_OPENINGS for opening in _spelled(chat, text)]
+    chosen = _prefix_free([opening for opening in ranked if not _begins_any(opening, compliant)])[:limit]
+    later = [ids for lead in (" ", "\n\n") for opening in chosen for ids in _spelled(chat, lead + chat.decode(opening))]
     return _prefix_free([*chosen, *(opening for opening in later if not _begins_any(opening, compliant))])
+
+
+def _spelled(chat: "ChatFormat", text: str) -> tuple[tuple[int, ...], ...]:
+    """The ids of a response, or nothing where the tokenizer lacks a word: a rest such as "I" is no refusal."""
+    ids = tuple(chat.response_ids((Message("user", "?"),), text))
+    return (ids,) if ids and chat.decode(ids).strip() == text.strip() else ()
 
 
 def _opening(refusal: Sequence[int], compliant: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
