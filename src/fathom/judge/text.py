@@ -28,9 +28,10 @@ _PLAIN = str.maketrans(
 # Ends of sentences; an apology or an "as an AI" opens one even where a cut answer left no full stop before it.
 _BREAK = re.compile(
     r"[.!?\u2026][\"')\]]*(?=\s|$)|[\u3002\uff01\uff1f]+|\n+"
-    r"|(?<=\s)(?=(?:i(?:'m| am) (?:\w+ )?sorry\b|i apologi[sz]e\b|sorry ?,|my apologies\b|as an ai\b))"
+    r"|(?<=\s)(?=(?:i(?:'m| am) (?:\w+ )?sorry\b|i apologi[sz]e\b|my apologies\b|as an ai\b))"
 )
 _QUOTE = re.compile(r'"[^"\n]{1,400}"')
+_FENCE = re.compile(r"'''.*?(?:'''|\Z)", re.DOTALL)  # of code; folding made its marks apostrophes
 _WORD = re.compile(r"[^\W_]")
 
 
@@ -63,9 +64,15 @@ def read(response: str) -> Reading:
     """Fold a response and split its answer into sentences, in time linear in its length."""
     text = _fold(response)
     start = _answer_start(text)
-    if start < len(text):
-        text = text[:start] + _QUOTE.sub(lambda quote: " " * len(quote[0]), text[start:])
+    own = text[:start] + _QUOTE.sub(_blank, _FENCE.sub(_blank, text[start:]))
+    if _WORD.search(own, start):  # else the whole answer stands in quotes, and is the speaker's own
+        text = own
     return Reading(text, start, tuple(_sentences(text, start)))
+
+
+def _blank(match: re.Match[str]) -> str:
+    """What others say, and code, is no speech of the speaker's own."""
+    return " " * len(match[0])
 
 
 def _fold(response: str) -> str:
