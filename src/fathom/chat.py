@@ -5,6 +5,7 @@ and nothing is decoded and tokenised again on the way. `docs/ids.md` tells which
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -18,7 +19,7 @@ from fathom.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatFormat", "Continuation", "PrefillAt"]
+__all__ = ["ChatFormat", "Continuation", "GenerationPrompt", "PrefillAt", "without_thoughts"]
 
 # Never in a user's text; letters only, so that no template trims, splits or escapes it.
 _ANSWER_MARK = "fathomanswermark"
@@ -26,6 +27,8 @@ _THOUGHT_MARK = "fathomthoughtmark"
 
 _BROKEN = "\ufffd"  # how a decoder shows bytes that are no character, or not yet
 _WINDOW = 32  # tokens; several times what the longest character takes
+
+_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 # How the thinking blocks of published templates open and close.
 _THINKING_TAGS = (
@@ -65,6 +68,13 @@ class Continuation(NamedTuple):
     token_ends: tuple[int, ...]
 
 
+class GenerationPrompt(NamedTuple):
+    """Rendered text: the messages, and the header that opens the assistant's turn."""
+
+    messages: str
+    header: str
+
+
 @dataclass(frozen=True, eq=False)
 class ChatFormat:
     """One tokenizer and one template: everything that turns messages into ids.
@@ -89,7 +99,7 @@ class ChatFormat:
         """
         text = self.prompt_text(messages)
         if self.template is not None:
-            return self._tokenise(text)
+            return self.tokenise(text)
         bos = self.tokenizer.bos_token_id
         return (() if bos is None else (bos,)) + self._plain_ids(text)
 
@@ -102,19 +112,19 @@ class ChatFormat:
         if not response:
             return ()
         prompt = self.prompt_text(messages)
-        head = self._tokenise(prompt) if self.template is not None else self._plain_ids(prompt)
+        head = self.tokenise(prompt) if self.template is not None else self._plain_ids(prompt)
         for lead in dict.fromkeys((self._lead(messages, prompt, response), "")):
-            ids = self._tokenise(prompt + lead + response)
+            ids = self.tokenise(prompt + lead + response)
             if ids[: len(head)] == head and len(ids) > len(head):
                 return ids[len(head) :]
-        return self._tokenise(response)
+        return self.tokenise(response)
 
     def end_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """What follows the response in the template's training rendering; the end-of-text token where nothing does."""
         if self.template is not None:
             _, mark, after = self.training_text(messages, _ANSWER_MARK).rpartition(_ANSWER_MARK)
             if mark and after:
-                return self._tokenise(after)
+                return self.tokenise(after)
         eos = self.tokenizer.eos_token_id
         return () if eos is None else (eos,)
 
@@ -138,15 +148,24 @@ class ChatFormat:
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """What `prompt_ids` tokenises (plain text: without the BOS, which is put before it as an id)."""
+        raw = self.generation_prompt(messages)
+        if self.template is None:
+            return raw.messages
+        tags = _open_block(raw.header)
+        if self.prefill_at is PrefillAt.ANSWER:
+            return self._at_answer(messages, raw.messages + raw.header, tags)
+        return raw.messages + raw.header if tags else self._at_thoughts(messages, raw.messages + raw.header)
+
+    def generation_prompt(self, messages: Sequence[Message]) -> GenerationPrompt:
+        """What the template writes when an answer is to be generated, before a prefill's place is chosen in it."""
         conversation = self._conversation(messages)
         if self.template is None:
-            return "".join(turn["content"] + "\n\n" for turn in conversation)
+            return GenerationPrompt("".join(turn["content"] + "\n\n" for turn in conversation), "")
         opening = self._render(conversation, generate=True)
         closed = self._render(conversation, generate=False)
-        tags = _open_block(opening[_shared(opening, closed) :])
-        if self.prefill_at is PrefillAt.ANSWER:
-            return self._at_answer(messages, opening, tags)
-        return opening if tags else self._at_thoughts(messages, opening)
+        # Where both go on with a special token of their own, they share its first characters.
+        before = opening[: _shared(opening, closed)].rstrip("<|[") if not opening.startswith(closed) else closed
+        return GenerationPrompt(before, opening[len(before) :])
 
     def training_text(self, messages: Sequence[Message], response: str, thoughts: str | None = None) -> str:
         """The template's rendering of the whole conversation, the assistant's turn included."""
@@ -161,9 +180,12 @@ class ChatFormat:
             thought = self._between(messages, _THOUGHT_MARK, _ANSWER_MARK)
             return opening + (thought if tags[1] in thought else f"\n{tags[1]}\n\n")
         before, mark, _ = self.training_text(messages, _ANSWER_MARK).rpartition(_ANSWER_MARK)
+        if not mark or not before.startswith(opening):
+            return opening
         # A header beyond the generation prompt (an empty thinking block, a channel's name) is not the answer. White
-        # space alone is: sentencepiece writes it into the answer's first token.
-        return before if mark and before.startswith(opening) and before[len(opening) :].strip() else opening
+        # space alone is, unless it ends such a block: sentencepiece writes it into the answer's first token.
+        beyond = before[len(opening) :].strip() or without_thoughts(opening) != opening
+        return before if beyond else opening
 
     def _at_thoughts(self, messages: Sequence[Message], opening: str) -> str:
         """The generation prompt with a thinking block opened."""
@@ -214,28 +236,53 @@ class ChatFormat:
         return [{"role": "system", "content": self.system}, *turns]
 
     def _render(self, conversation: list[dict[str, str]], *, generate: bool) -> str:
-        assert self.template is not None
-        thinking = self.prefill_at is PrefillAt.THINKING
-        clock = _FIXED_CLOCK if "strftime_now" in self.template else ""
         try:
-            text = self.tokenizer.apply_chat_template(
-                conversation,
-                chat_template=clock + self.template,
-                add_generation_prompt=generate,
-                tokenize=False,
-                enable_thinking=thinking,
-                thinking=thinking,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            text = self._apply(conversation, generate=generate, parts=self._reads_parts)
+        except _TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the chat template ({self.source}) cannot render these messages: {reason}; leave out what it does not "
                 "know (often the system prompt), or give another one with --chat-template FILE"
             ) from error
+        asked = next((turn["content"] for turn in reversed(conversation) if turn["role"] == "user"), "")
+        if asked.strip() not in text:
+            raise UserError(
+                f"the chat template ({self.source}) leaves out or rewrites the user's message: "
+                "give another one with --chat-template FILE"
+            )
+        return text
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether the template reads a content as a list of parts, as vision models' do; they drop or refuse text."""
+        probe = [{"role": "user", "content": _ANSWER_MARK}]
+        try:
+            return _ANSWER_MARK not in self._apply(probe, generate=True, parts=False)
+        except _TEMPLATE_ERRORS:
+            with suppress(*_TEMPLATE_ERRORS):
+                return _ANSWER_MARK in self._apply(probe, generate=True, parts=True)
+            return False
+
+    def _apply(self, conversation: list[dict[str, str]], *, generate: bool, parts: bool) -> str:
+        assert self.template is not None
+        thinking = self.prefill_at is PrefillAt.THINKING
+        clock = _FIXED_CLOCK if "strftime_now" in self.template else ""
+        whole: list[dict[str, object]] = [
+            {**turn, "content": [{"type": "text", "text": turn["content"]}] if parts else turn["content"]}
+            for turn in conversation
+        ]
+        text = self.tokenizer.apply_chat_template(
+            whole,  # type: ignore[arg-type]
+            chat_template=clock + self.template,
+            add_generation_prompt=generate,
+            tokenize=False,
+            enable_thinking=thinking,
+            thinking=thinking,
+        )
         assert isinstance(text, str)  # tokenize=False
         return text
 
-    def _tokenise(self, text: str) -> tuple[int, ...]:
+    def tokenise(self, text: str) -> tuple[int, ...]:
         """The ids of rendered text. No special tokens are added: the template has written them."""
         encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)
         ids: list[int] = encoded["input_ids"]
@@ -249,12 +296,13 @@ class ChatFormat:
 
         Byte-level tokenizers write a closing blank line as one token at the end of a text, and as two within one.
         """
-        alone, followed = self._tokenise(text), self._tokenise(text + "A")
-        within = followed[: -len(self._tokenise("A"))]
+        alone, followed = self.tokenise(text), self.tokenise(text + "A")
+        within = followed[: -len(self.tokenise("A"))]
         return within if self.decode(within) == self.decode(alone) else alone
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
+        """The ids that `decode` leaves out."""
         added = self.tokenizer.added_tokens_decoder
         return frozenset(id_ for id_, token in added.items() if token.special) | frozenset(
             self.tokenizer.all_special_ids
@@ -312,3 +360,12 @@ def _open_block(header: str) -> tuple[str, str] | None:
         if header.rfind(opens) > header.rfind(closes):
             return opens, closes
     return None
+
+
+def without_thoughts(prompt: str) -> str:
+    """A prompt without the empty or just opened thinking block at its end."""
+    for opens, closes in _THINKING_TAGS:
+        stem, found, block = prompt.rpartition(opens)
+        if found and block.replace(closes, "", 1).isspace() | (block in ("", closes)):
+            return stem
+    return prompt

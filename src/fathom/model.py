@@ -23,7 +23,14 @@ import transformers
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -35,7 +42,7 @@ from fathom.errors import UserError
 from fathom.records import Message, content_hash
 from fathom.schema import ModelInfo
 
-__all__ = ["ChatModel", "FormatChoice", "LoadOptions", "Quantisation", "check_pair", "load"]
+__all__ = ["ChatModel", "FormatChoice", "LoadOptions", "Quantisation", "check_pair", "load", "load_chat"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "tekken.json", "*.tiktoken", "tokenization_*.py")
@@ -123,28 +130,32 @@ def load(options: LoadOptions) -> ChatModel:
     """
     _check_options(options)
     with _quiet():
-        _check_source(options)
-        config = _load_config(options)
-        _check_causal(options, config)
-        tokenizer = _load_tokenizer(options)
-        template, source = _template(options, tokenizer)
+        chat = _load_format(options)
         model = _load_weights(options)
         if options.adapter is not None:
             model = _with_adapter(model, options.adapter)
         if options.device_map is None and options.quantisation is None:
             _move(model, options)
     model.train(False)
-    _check_sizes(options, model, tokenizer)
-    chat = ChatFormat(
-        tokenizer=tokenizer,
-        template=template,
-        source=source,
-        stop_ids=frozenset(),
-        system=options.system,
-        prefill_at=options.prefill_at,
-    )
-    chat = replace(chat, stop_ids=_stop_ids(model, chat))
+    _check_sizes(options, model, chat.tokenizer)
+    chat = replace(chat, stop_ids=chat.stop_ids | _configured_stops(model.generation_config))
     return ChatModel(model=model, chat=chat, info=_identify(options, model, chat))
+
+
+def load_chat(options: LoadOptions) -> ChatFormat:
+    """The chat format alone, without loading weights; its `stop_ids` are those of `load`.
+
+    Raises:
+        UserError: as `load`, but for weights and device.
+    """
+    _check_options(options)
+    with _quiet():
+        chat = _load_format(options)
+        try:
+            generation = GenerationConfig.from_pretrained(_place(options.name), revision=options.revision or "main")
+        except _LOADING_ERRORS:  # models without the file stop at the tokenizer's end of text
+            return chat
+    return replace(chat, stop_ids=chat.stop_ids | _configured_stops(generation))
 
 
 def check_pair(model: ChatModel, base: ChatModel) -> None:
@@ -313,6 +324,24 @@ def _check_causal(options: LoadOptions, config: Any) -> None:
         raise UserError(f"{options.name} is not a causal language model ({kind}): give one that continues text")
 
 
+def _load_format(options: LoadOptions) -> ChatFormat:
+    """The chat format; it stops at the end of text and at the template's end of turn."""
+    _check_source(options)
+    config = _load_config(options)
+    _check_causal(options, config)
+    tokenizer = _load_tokenizer(options)
+    template, source = _template(options, tokenizer)
+    chat = ChatFormat(tokenizer, template, source, frozenset(), options.system, options.prefill_at)
+    stops = {tokenizer.eos_token_id} - {None}
+    try:
+        end = chat.end_ids([Message(role="user", content="Hello")])
+    except UserError:  # a template that refuses this conversation says so when it is given the user's own
+        end = ()
+    if end and end[0] in chat.special_ids:
+        stops.add(end[0])
+    return replace(chat, stop_ids=frozenset(stops))
+
+
 def _load_tokenizer(options: LoadOptions) -> PreTrainedTokenizerBase:
     place = Path(_place(options.name))
     # Without files, some classes make a tokenizer of special tokens alone.
@@ -430,17 +459,10 @@ def _check_sizes(options: LoadOptions, model: PreTrainedModel, tokenizer: PreTra
 # --- what it is ---
 
 
-def _stop_ids(model: PreTrainedModel, chat: ChatFormat) -> frozenset[int]:
-    """The ids that end the model's turn: as generation is configured, the end of text, the template's end of turn."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(configured if isinstance(configured, list) else [configured])
-    ids.add(chat.tokenizer.eos_token_id)
-    try:
-        end = chat.end_ids([Message(role="user", content="Hello")])
-    except UserError:  # a template that refuses this conversation says so when it is given the user's own
-        end = ()
-    if end and end[0] in chat.special_ids:
-        ids.add(end[0])
+def _configured_stops(generation: Any) -> frozenset[int]:
+    """The ids that end generation as it is configured: one, several or none."""
+    configured = getattr(generation, "eos_token_id", None)
+    ids = configured if isinstance(configured, list | tuple) else [configured]
     return frozenset(id_ for id_ in ids if id_ is not None)
 
 
