@@ -160,13 +160,13 @@ def test_a_model_does_not_diverge_from_itself():
     assert compare(scorer, scorer, reference()).kl_nats.tolist() == [0.0] * len(ANSWER)
 
 
-@pytest.mark.parametrize("columns", [1, 7, 96, 97, 4096])
+@pytest.mark.parametrize("block", [1, 35, 480, 17 * 97, 2**21])
 @pytest.mark.parametrize("rows", [1, 5, 256])
-def test_blocks_of_any_size_give_the_same(monkeypatch, rows, columns):
+def test_blocks_of_any_size_give_the_same(monkeypatch, rows, block):
     model, base = tiny(), tiny(seed=1)
     whole = compare(Scorer.of(model), Scorer.of(base), reference())
     monkeypatch.setattr(scoring, "ROWS", rows)
-    monkeypatch.setattr(scoring, "CPU_COLUMNS", columns)
+    monkeypatch.setattr(scoring, "CPU_BLOCK", block)
     assert_same(compare(Scorer.of(model), Scorer.of(base), reference()), whole)
 
 
@@ -212,7 +212,7 @@ def test_excluded_ids_count_as_nothing():
 
 
 def test_a_block_of_excluded_ids_is_no_obstacle(monkeypatch):
-    monkeypatch.setattr(scoring, "CPU_COLUMNS", 2)
+    monkeypatch.setattr(scoring, "CPU_BLOCK", 2)
     x = torch.tensor([[-math.inf, -math.inf, 0.0, 1.0]])
     assert log_normaliser(LogitTable(x)).item() == pytest.approx(math.log(1 + math.e))
 

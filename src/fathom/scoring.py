@@ -39,9 +39,9 @@ __all__ = [
     "score_logits",
 ]
 
-ROWS = 256  # response rows at a time
-CPU_COLUMNS = 4096  # 256 × 4096 float32 logits of two models stay in a core's cache
-GPU_COLUMNS = 32768  # fewer, larger kernels; 32 MiB a block
+ROWS = 1024  # response rows at a time
+CPU_BLOCK = 2**21  # logits at a time: small enough for a cache, large enough that threads seldom wait for each other
+GPU_BLOCK = 2**25
 PROBE_TOKENS = 8
 
 
@@ -291,11 +291,11 @@ def compare(model: Scorer, base: Scorer, answer: ReferenceAnswer) -> PairScores:
 def score_logits(logits: Logits, targets: Int[Tensor, "rows"]) -> TokenScores:
     """`score` for rows of logits."""
     ranks = _Ranks(logits, targets)
-    log_sums = []
+    sums = []
     for start, block in _blocks(logits, logits.vocabulary):
         ranks.see(block, start, torch.empty_like(block))
-        log_sums.append(_exponentiate(block).log_sum)
-    return ranks.scores(torch.stack(log_sums).logsumexp(0))
+        sums.append(_exponentiate(block))
+    return ranks.scores(_log_sums(sums).logsumexp(0))
 
 
 @torch.inference_mode()
@@ -308,11 +308,11 @@ def compare_logits(p: Logits, q: Logits, targets: Int[Tensor, "rows"], vocabular
         scratch = torch.empty_like(x) if scratch is None else scratch.flatten()[: x.numel()].view_as(x)
         ranks.see(x, start, scratch)
         blocks.append(_block_divergence(x, y, scratch))
-    log_p = torch.stack([block.log_p for block in blocks])
-    log_q = torch.stack([block.log_q for block in blocks])
+    log_p, log_q = _log_sums([block.p for block in blocks]), _log_sums([block.q for block in blocks])
     total_p, total_q = log_p.logsumexp(0), log_q.logsumexp(0)
-    # Σ_v p_v (x_v - y_v) over all blocks, each block weighted by its share of p.
-    gap = ((log_p - total_p).exp() * torch.stack([block.gap for block in blocks])).sum(0)
+    # Σ_v p_v (x_v - y_v): every block's sum is known up to exp(its largest x), and total_p normalises.
+    tops = torch.stack([block.p.top for block in blocks]).double()
+    gap = ((tops - total_p).exp() * torch.stack([block.gap for block in blocks]).double()).sum(0)
     kl = (gap - total_p + total_q).clamp_min(0.0)  # Gibbs: a negative value is rounding
     theirs = q.at(targets.to(q.device)).double().cpu() - total_q.cpu()
     return PairScores(ranks.scores(total_p), theirs, kl.cpu())
@@ -321,14 +321,20 @@ def compare_logits(p: Logits, q: Logits, targets: Int[Tensor, "rows"], vocabular
 @torch.inference_mode()
 def log_normaliser(logits: Logits) -> Float64[Tensor, "rows"]:
     """Log-sum-exp of each row over the whole vocabulary, block by block."""
-    blocks = [_exponentiate(block).log_sum for _, block in _blocks(logits, logits.vocabulary)]
-    return torch.stack(blocks).logsumexp(0)
+    return _log_sums([_exponentiate(block) for _, block in _blocks(logits, logits.vocabulary)]).logsumexp(0)
+
+
+class _Sum(NamedTuple):
+    """Σ exp(logit) over a block, as total · exp(top)."""
+
+    top: Float[Tensor, "rows"]
+    total: Float[Tensor, "rows"]
 
 
 class _Block(NamedTuple):
-    log_p: Float64[Tensor, "rows"]  # log-sum-exp of x over the block
-    log_q: Float64[Tensor, "rows"]
-    gap: Float64[Tensor, "rows"]  # mean of x - y under p within the block
+    p: _Sum
+    q: _Sum
+    gap: Float[Tensor, "rows"]  # Σ exp(x - top) (x - y) over the block
 
 
 def _block_divergence(
@@ -336,25 +342,23 @@ def _block_divergence(
 ) -> _Block:
     """One block's part of two log-sum-exps and of the KL; overwrites all three."""
     gap = torch.sub(x, y, out=scratch)
-    log_p, weights, total = _exponentiate(x)
-    mean = gap.mul_(weights).sum(1)
-    if mean.isnan().any():  # an id that the model excludes (logit -inf) adds nothing
-        mean = gap.masked_fill(weights == 0, 0.0).sum(1)
-    return _Block(log_p, _exponentiate(y).log_sum, mean.double() / total)
+    p = _exponentiate(x)
+    total = gap.mul_(x).sum(1)
+    if total.isnan().any():  # an id that the model excludes (logit -inf) adds nothing
+        total = gap.masked_fill_(x == 0, 0.0).sum(1)
+    return _Block(p, _exponentiate(y), total)
 
 
-class _Exponentiated(NamedTuple):
-    log_sum: Float64[Tensor, "rows"]
-    weights: Float[Tensor, "rows columns"]
-    total: Float64[Tensor, "rows"]
-
-
-def _exponentiate(x: Float[Tensor, "rows columns"]) -> _Exponentiated:
-    """In place: x becomes exp(x - max), one exponential per logit."""
+def _exponentiate(x: Float[Tensor, "rows columns"]) -> _Sum:
+    """In place: x becomes exp(x - top), one exponential per logit."""
     top = x.amax(1, keepdim=True).clamp_min_(torch.finfo(x.dtype).min)  # a block of nothing but -inf
-    weights = x.sub_(top).exp_()
-    total = weights.sum(1).double()
-    return _Exponentiated(top[:, 0].double() + total.log(), weights, total)
+    return _Sum(top[:, 0], x.sub_(top).exp_().sum(1))
+
+
+def _log_sums(sums: Sequence[_Sum]) -> Float64[Tensor, "blocks rows"]:
+    """Log-sum-exp of each block. At once: threads would wait for each other at every small logarithm."""
+    tops, totals = (torch.stack([part[which] for part in sums]).double() for which in (0, 1))
+    return tops + totals.log()
 
 
 class _Ranks:
@@ -379,7 +383,7 @@ class _Ranks:
 
 
 def _blocks(logits: Logits, vocabulary: int) -> Iterator[tuple[int, Float[Tensor, "rows columns"]]]:
-    width = CPU_COLUMNS if logits.device.type == "cpu" else GPU_COLUMNS
+    width = max(1, (CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK) // logits.rows)
     for start in range(0, vocabulary, width):
         yield start, logits.columns(slice(start, min(start + width, vocabulary)))
 
