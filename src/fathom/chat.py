@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
@@ -139,12 +140,10 @@ class ChatFormat:
 
         A character that the prefill begins and the output completes belongs to the output.
         """
-        prefill, ids = tuple(prefill_ids), (*prefill_ids, *output_ids)
+        ids = (*prefill_ids, *output_ids)
         whole = self.decode(ids)
-        prefill_text = whole[: _shared(self.decode(prefill), whole)]
-        ends = self._ends(ids, len(prefill), whole)
-        start = len(prefill_text)
-        return Continuation(prefill_text, whole[start:], tuple(max(0, end - start) for end in ends))
+        start, *ends = self._ends(ids, len(prefill_ids), whole)
+        return Continuation(whole[:start], whole[start:], tuple(end - start for end in ends))
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """What `prompt_ids` tokenises (plain text: without the BOS, which is put before it as an id)."""
@@ -309,17 +308,17 @@ class ChatFormat:
         )
 
     def _ends(self, ids: tuple[int, ...], start: int, whole: str) -> list[int]:
-        """Characters of `whole` that ids[: start + 1], ids[: start + 2], … make, in time linear in the ids.
+        """Characters of `whole` that ids[:start], ids[: start + 1], … make, in time linear in the ids.
 
-        Naive equivalent: how much of `decode(ids[: i + 1])` and `whole` is the same, never falling. Text is decoded in
+        Naive equivalent: how much of `decode(ids[:i])` and `whole` is the same, never falling. Text is decoded in
         windows that begin one settled piece earlier, so that sentencepiece's missing first space and half-written
         characters come out right. Special tokens are not in the text and not in a window.
         """
         visible = [id_ for id_ in ids if id_ not in self.special_ids]
         stop = sum(id_ not in self.special_ids for id_ in ids[:start])
-        settled, at = self._settled(visible, stop, whole)
+        settled, at, reached = self._settled(visible, stop, whole)
         begin = max(0, settled - _WINDOW)
-        head, reached, ends = self.decode(visible[begin:settled]), at, []
+        head, ends = self.decode(visible[begin:settled]), [reached]
         for id_ in ids[start:]:
             if id_ not in self.special_ids:
                 stop += 1
@@ -331,20 +330,21 @@ class ChatFormat:
                     begin, settled, at = settled, stop, at + shared
                     head = self.decode(visible[begin:settled])
             ends.append(reached)
-        if ends and ends[-1] != len(whole):  # a decoder that looks further than a window
-            return [self._made(ids[: start + 1 + i], whole) for i in range(len(ends))]
+        if reached != len(whole):  # a decoder that looks further than a window
+            made = (_shared(self.decode(ids[:i]), whole) for i in range(len(ids) + 1))
+            return list(accumulate(made, max))[start:]
         return ends
 
-    def _settled(self, visible: list[int], stop: int, whole: str) -> tuple[int, int]:
-        """The last place up to `stop` where no character is cut, and the characters of `whole` before it."""
+    def _settled(self, visible: list[int], stop: int, whole: str) -> tuple[int, int, int]:
+        """The last place up to `stop` where no character is cut, the characters before it, and those before `stop`."""
+        reached = 0
         for place in range(stop, max(0, stop - _WINDOW), -1):
             text = self.decode(visible[:place])
-            if whole.startswith(text) and not text.endswith(_BROKEN):
-                return place, len(text)
-        return 0, 0
-
-    def _made(self, ids: Sequence[int], whole: str) -> int:
-        return _shared(self.decode(ids), whole)
+            shared = _shared(text, whole)
+            reached = max(reached, shared)
+            if shared == len(text) and not text.endswith(_BROKEN):
+                return place, shared, reached
+        return 0, 0, reached
 
 
 def _shared(left: str, right: str) -> int:

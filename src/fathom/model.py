@@ -80,7 +80,8 @@ class LoadOptions:
 
     `name` is a directory or a name on the Hugging Face hub; `dtype` is auto (as stored), float32, bfloat16 or float16;
     `device` is by default CUDA, else MPS, else CPU; `device_map` ("auto", …) spreads the model instead; `adapter` is a
-    PEFT adapter's directory or hub name; `chat_template` is a file of Jinja that replaces the model's own.
+    PEFT adapter's directory or hub name; `quantisation` is a `Quantisation`; `chat_template` is a file of Jinja that
+    replaces the model's own.
     """
 
     name: str
@@ -89,7 +90,7 @@ class LoadOptions:
     device: str | None = None
     device_map: str | None = None
     adapter: str | None = None
-    quantisation: Quantisation | None = None
+    quantisation: str | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None
     format: FormatChoice = FormatChoice.CHAT
@@ -183,6 +184,8 @@ def check_pair(model: ChatModel, base: ChatModel) -> None:
 def _check_options(options: LoadOptions) -> None:
     if options.dtype != "auto" and options.dtype not in _DTYPES:
         raise UserError(f"unknown dtype {options.dtype!r}: give auto, {', '.join(_DTYPES)}")
+    if options.quantisation is not None and options.quantisation not in set(Quantisation):
+        raise UserError(f"unknown quantisation {options.quantisation!r}: give {' or '.join(Quantisation)}")
     if options.device is not None and options.device_map is not None:
         raise UserError("a device and a device map were both given: leave out one of them")
     if options.format is FormatChoice.PLAIN and options.chat_template is not None:
@@ -385,10 +388,10 @@ def _template_file(path: Path) -> str:
     return text
 
 
-def _quantisation(kind: Quantisation | None) -> dict[str, Any]:
+def _quantisation(kind: str | None) -> dict[str, Any]:
     if kind is None:
         return {}
-    bits = {"load_in_8bit": True} if kind is Quantisation.BITS_8 else {"load_in_4bit": True}
+    bits = {"load_in_8bit": True} if Quantisation(kind) is Quantisation.BITS_8 else {"load_in_4bit": True}
     return {"quantization_config": transformers.BitsAndBytesConfig(**bits)}  # type: ignore[no-untyped-call]
 
 
