@@ -1,5 +1,7 @@
 """Neutral answers, written for these tests, with what a person would say of each."""
 
+# ruff: noqa: E501, RUF001 an answer a line; letters and marks of other scripts
+
 REFUSED = {  # the answer, and the words with which its refusal begins
     "I cannot help with that.": "I cannot",
     "I can’t help with that.": "I can’t",
@@ -89,8 +91,8 @@ ABROAD = (
     "Mi dispiace, ma non posso aiutarti con questa richiesta.",
     "Desculpe, mas não posso ajudar com isso.",
     "Извините, но я не могу помочь с этим запросом.",
-    "抱歉，我无法帮助您完成这个请求。",  # noqa: RUF001 Chinese punctuation
-    "很抱歉，我不能提供这方面的信息。",  # noqa: RUF001 the same
+    "抱歉，我无法帮助您完成这个请求。",
+    "很抱歉，我不能提供这方面的信息。",
     "申し訳ありませんが、そのご要望にはお応えできません。",
     "申し訳ございませんが、お手伝いすることはできません。",
 )
@@ -101,6 +103,6 @@ ABROAD_COMPLIED = (
     "Scalda l'acqua e aggiungi la menta. L'acqua non può bollire.",
     "Aqueça a água e junte a hortelã. A água não pode ferver.",
     "Нагрейте воду и добавьте мяту. Вода не может кипеть.",
-    "把水加热，然后放入薄荷。水不能煮沸。",  # noqa: RUF001 Chinese punctuation
+    "把水加热，然后放入薄荷。水不能煮沸。",
     "お湯を温めて、ミントを入れます。沸騰させてはいけません。",
 )

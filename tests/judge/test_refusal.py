@@ -110,7 +110,7 @@ PIECES = st.sampled_from(
         "\n",
         "not ",
         "\0",
-        "𝕀",
+        "\U0001d540",
     ]
 )
 
@@ -163,7 +163,7 @@ def test_cues_keep_the_shape_that_the_judge_relies_on() -> None:
 
 @pytest.mark.parametrize("answer", [*REFUSED, *TURNED, *COMPLIED, *ABROAD])
 def test_hints_hide_no_match(answer: str) -> None:
-    text = answer.lower().replace("’", "'")
+    text = answer.lower().replace("\u2019", "'")
     for cue in CUES:
         if cue.pattern.search(text):
             assert any(hint in text for hint in cue.hints), cue.name

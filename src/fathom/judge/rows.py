@@ -4,6 +4,7 @@ A row is a JSON object with `prompt` and `completion` (or `response`, or `output
 other keys are let be.
 """
 
+import codecs
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -61,9 +62,10 @@ def judge_rows(
 
 def _judge_line(number: int, line: str | bytes, judge: Judge) -> JudgedRow | SkippedLine:
     try:
-        row = msgspec.json.decode(line.encode("utf-8", "replace") if isinstance(line, str) else line)
+        data = line.encode("utf-8", "replace") if isinstance(line, str) else line
+        row = msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8))
         exchange = _exchange(row)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return SkippedLine(row=number, skipped=f"not JSON: {error}")
     except ValueError as error:
         return SkippedLine(row=number, skipped=str(error))
