@@ -290,7 +290,7 @@ def compare(model: Scorer, base: Scorer, answer: ReferenceAnswer) -> PairScores:
 @torch.inference_mode()
 def score_logits(logits: Logits, targets: Int[Tensor, "rows"]) -> TokenScores:
     """`score` for rows of logits."""
-    ranks = _Ranks(logits, targets)
+    ranks = _Ranks(logits, targets, logits.vocabulary)
     sums = []
     for start, block in _blocks(logits, logits.vocabulary):
         ranks.see(block, start, torch.empty_like(block))
@@ -301,12 +301,13 @@ def score_logits(logits: Logits, targets: Int[Tensor, "rows"]) -> TokenScores:
 @torch.inference_mode()
 def compare_logits(p: Logits, q: Logits, targets: Int[Tensor, "rows"], vocabulary: int) -> PairScores:
     """`compare` for rows of logits: KL(p ‖ q) over the first `vocabulary` ids, and each target's scores."""
-    ranks, blocks = _Ranks(p, targets), []
+    ranks, theirs, blocks = _Ranks(p, targets, vocabulary), _Targets(targets, p.device), []
     scratch: Tensor | None = None  # one for all blocks: fresh memory costs as much as the arithmetic in it
     for start, x in _blocks(p, vocabulary):
         y = q.columns(slice(start, start + x.shape[1])).to(x.device)
         scratch = torch.empty_like(x) if scratch is None else scratch.flatten()[: x.numel()].view_as(x)
         ranks.see(x, start, scratch)
+        theirs.see(y, start)
         blocks.append(_block_divergence(x, y, scratch))
     log_p, log_q = _log_sums([block.p for block in blocks]), _log_sums([block.q for block in blocks])
     total_p, total_q = log_p.logsumexp(0), log_q.logsumexp(0)
@@ -314,8 +315,7 @@ def compare_logits(p: Logits, q: Logits, targets: Int[Tensor, "rows"], vocabular
     tops = torch.stack([block.p.top for block in blocks]).double()
     gap = ((tops - total_p).exp() * torch.stack([block.gap for block in blocks]).double()).sum(0)
     kl = (gap - total_p + total_q).clamp_min(0.0)  # Gibbs: a negative value is rounding
-    theirs = q.at(targets.to(q.device)).double().cpu() - total_q.cpu()
-    return PairScores(ranks.scores(total_p), theirs, kl.cpu())
+    return PairScores(ranks.scores(total_p), (theirs.logits.double() - total_q).cpu(), kl.cpu())
 
 
 @torch.inference_mode()
@@ -361,29 +361,53 @@ def _log_sums(sums: Sequence[_Sum]) -> Float64[Tensor, "blocks rows"]:
     return tops + totals.log()
 
 
-class _Ranks:
-    """Follows given tokens through the blocks: how many ids lie above each."""
+class _Targets:
+    """Finds the logits of given tokens, one in each row, as the blocks go by."""
 
-    def __init__(self, logits: Logits, targets: Int[Tensor, "rows"]) -> None:
+    def __init__(self, targets: Int[Tensor, "rows"], device: torch.device) -> None:
+        self._ids = targets.to(device)
+        self.logits = torch.zeros(len(targets), device=device)
+
+    def see(self, block: Float[Tensor, "rows columns"], start: int) -> None:
+        place = self._ids - start
+        inside = (place >= 0) & (place < block.shape[1])
+        found = block.gather(1, place.clamp(0, block.shape[1] - 1)[:, None])[:, 0]
+        self.logits = torch.where(inside, found, self.logits)
+
+
+class _Ranks:
+    """Counts, as the blocks go by, how many ids lie above each row's token."""
+
+    def __init__(self, logits: Logits, targets: Int[Tensor, "rows"], vocabulary: int) -> None:
         self._ids = targets.to(logits.device)
-        self._own = logits.at(self._ids)
+        self._targets = _Targets(targets, logits.device)
+        # To count in the first of several blocks, a token's logit must be known before its own block comes by.
+        self._own = None if _width(logits) >= vocabulary else logits.at(self._ids)
         self._above = torch.zeros(len(targets), device=logits.device)  # exact in float32 up to 16 million ids
 
     def see(self, block: Float[Tensor, "rows columns"], start: int, scratch: Float[Tensor, "rows columns"]) -> None:
-        """Count the ids of a block that are more probable than the row's token; overwrites `scratch` only."""
-        above = torch.gt(block, self._own[:, None], out=scratch)
+        """Count in one block; overwrites `scratch` only."""
+        self._targets.see(block, start)
+        own = self._targets.logits if self._own is None else self._own
+        above = torch.gt(block, own[:, None], out=scratch)
         self._above += above.sum(1)
-        # A token's own logit comes from two matrix products, which may round differently: never count it.
-        place = self._ids - start
-        inside = (place >= 0) & (place < block.shape[1])
-        self._above -= above.gather(1, place.clamp(0, block.shape[1] - 1)[:, None])[:, 0] * inside
+        if self._own is not None:
+            # The logit known before comes from another matrix product, which may round up or down: never count itself.
+            itself = _Targets(self._ids, block.device)
+            itself.see(above, start)
+            self._above -= itself.logits
 
     def scores(self, log_normaliser: Float64[Tensor, "rows"]) -> TokenScores:
-        return TokenScores((self._own.double() - log_normaliser).cpu(), self._above.long().cpu() + 1)
+        return TokenScores((self._targets.logits.double() - log_normaliser).cpu(), self._above.long().cpu() + 1)
+
+
+def _width(logits: Logits) -> int:
+    """Columns of a block."""
+    return max(1, (CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK) // logits.rows)
 
 
 def _blocks(logits: Logits, vocabulary: int) -> Iterator[tuple[int, Float[Tensor, "rows columns"]]]:
-    width = max(1, (CPU_BLOCK if logits.device.type == "cpu" else GPU_BLOCK) // logits.rows)
+    width = _width(logits)
     for start in range(0, vocabulary, width):
         yield start, logits.columns(slice(start, min(start + width, vocabulary)))
 
