@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from common import environment, peak_memory, show, timings
-from fathom.scoring import ROWS, Head, HeadLogits, compare_logits
+from fathom.scoring import Head, HeadLogits, compare_logits
+from fathom.scoring.scorer import ROWS
 
 B, LENGTH, RESPONSE, WIDTH = 8, 512, 128, 512
 LARGE, TINY = 49_152, 410

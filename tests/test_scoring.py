@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom import scoring
 from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.scoring import (
@@ -14,11 +13,14 @@ from fathom.scoring import (
     PairScores,
     ReferenceAnswer,
     Scorer,
+    TokenScores,
     compare,
     compare_logits,
     log_normaliser,
     score,
 )
+from fathom.scoring import blocks as blocks_module
+from fathom.scoring import scorer as scorer_module
 from tiny_models import FAMILIES, VOCABULARY, random_ids, tiny, wrap
 
 PROMPT, ANSWER = random_ids(11, seed=1), random_ids(17, seed=2)
@@ -41,7 +43,7 @@ def naive(model: ChatModel, base: ChatModel, base_prompt=PROMPT, vocabulary=None
 
     def scores(logprobs):
         own = logprobs.gather(1, targets)
-        return scoring.TokenScores(own[:, 0], 1 + (logprobs > own).sum(1))
+        return TokenScores(own[:, 0], 1 + (logprobs > own).sum(1))
 
     return PairScores(scores(p), q.gather(1, targets)[:, 0], (p.exp() * (p - q)).sum(1))
 
@@ -165,13 +167,13 @@ def test_a_model_does_not_diverge_from_itself():
 def test_blocks_of_any_size_give_the_same(monkeypatch, rows, block):
     model, base = tiny(), tiny(seed=1)
     whole = compare(Scorer.of(model), Scorer.of(base), reference())
-    monkeypatch.setattr(scoring, "ROWS", rows)
-    monkeypatch.setattr(scoring, "CPU_BLOCK", block)
+    monkeypatch.setattr(scorer_module, "ROWS", rows)
+    monkeypatch.setattr(blocks_module, "CPU_BLOCK", block)
     assert_same(compare(Scorer.of(model), Scorer.of(base), reference()), whole)
 
 
 def test_rows_are_cut_alike_with_and_without_a_head(monkeypatch):
-    monkeypatch.setattr(scoring, "ROWS", 5)
+    monkeypatch.setattr(scorer_module, "ROWS", 5)
     model, base = with_head(tiny(), Doubled), tiny(seed=1)
     assert_same(compare(Scorer.of(model), Scorer.of(base), reference()), naive(model, base))
 
@@ -212,7 +214,7 @@ def test_excluded_ids_count_as_nothing():
 
 
 def test_a_block_of_excluded_ids_is_no_obstacle(monkeypatch):
-    monkeypatch.setattr(scoring, "CPU_BLOCK", 2)
+    monkeypatch.setattr(blocks_module, "CPU_BLOCK", 2)
     x = torch.tensor([[-math.inf, -math.inf, 0.0, 1.0]])
     assert log_normaliser(LogitTable(x)).item() == pytest.approx(math.log(1 + math.e))
 
