@@ -28,6 +28,7 @@ from transformers import (
 import fathom.model
 from fathom.chat import PrefillAt
 from fathom.errors import UserError
+from fathom.identity import tokenizer_hash
 from fathom.model import FormatChoice, LoadOptions, check_pair, load, load_chat
 from fathom.records import Message
 from tiny_tokenizers import byte_level, sentencepiece, word_level
@@ -213,7 +214,7 @@ def test_the_hashes_tell_tokenizers_templates_and_dtypes_apart(saved, copy):
 def test_use_does_not_change_the_hashes(saved):
     loaded = load(LoadOptions(name=str(saved), device="cpu"))
     loaded.chat.tokenizer(["a", "a b c"], padding=False, truncation=True, max_length=2)
-    assert fathom.model._tokenizer_hash(loaded.chat.tokenizer) == loaded.info.tokenizer_hash
+    assert tokenizer_hash(loaded.chat.tokenizer) == loaded.info.tokenizer_hash
 
 
 # --- templates ---

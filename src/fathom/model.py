@@ -4,24 +4,15 @@ What can go wrong with a name, a directory or an option is a `UserError` of one 
 bars are silenced while it loads.
 """
 
-import hashlib
 import importlib.util
-import json
-import logging
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -35,11 +26,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.utils import logging as transformers_logging
 
 from fathom.chat import ChatFormat, PrefillAt
+from fathom.checkpoint import check_source, is_local, one_line, place, quiet
 from fathom.errors import UserError
-from fathom.records import Message, content_hash
+from fathom.identity import identify, vocabulary_size
+from fathom.records import Message
 from fathom.schema import ModelInfo
 
 __all__ = ["ChatModel", "FormatChoice", "LoadOptions", "Quantisation", "check_pair", "load", "load_chat"]
@@ -130,17 +122,18 @@ def load(options: LoadOptions) -> ChatModel:
         UserError: the name, its files, the adapter, the template or an option cannot be used.
     """
     _check_options(options)
-    with _quiet():
+    device = _device(options)
+    with quiet():
         chat = _load_format(options)
         model = _load_weights(options)
         if options.adapter is not None:
             model = _with_adapter(model, options.adapter)
         if options.device_map is None and options.quantisation is None:
-            _move(model, options)
+            _move(model, device, options)
     model.train(False)
     _check_sizes(options, model, chat.tokenizer)
     chat = replace(chat, stop_ids=chat.stop_ids | _configured_stops(model.generation_config))
-    return ChatModel(model=model, chat=chat, info=_identify(options, model, chat))
+    return ChatModel(model=model, chat=chat, info=_info(options, model, chat))
 
 
 def load_chat(options: LoadOptions) -> ChatFormat:
@@ -150,10 +143,10 @@ def load_chat(options: LoadOptions) -> ChatFormat:
         UserError: as `load`, but for weights and device.
     """
     _check_options(options)
-    with _quiet():
+    with quiet():
         chat = _load_format(options)
         try:
-            generation = GenerationConfig.from_pretrained(_place(options.name), revision=options.revision or "main")
+            generation = GenerationConfig.from_pretrained(place(options.name), revision=options.revision or "main")
         except _LOADING_ERRORS:  # models without the file stop at the tokenizer's end of text
             return chat
     return replace(chat, stop_ids=chat.stop_ids | _configured_stops(generation))
@@ -200,82 +193,7 @@ def _check_options(options: LoadOptions) -> None:
             raise UserError(f"{wanted} needs the package {package}, which is not installed: {command}")
 
 
-def _is_local(name: str) -> bool:
-    """Whether a name means a directory: it exists, or could be no `owner/name` on the hub."""
-    path = Path(name).expanduser()
-    if path.exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
-        return True
-    return "/" in name and path.parent.is_dir()
-
-
-def _place(name: str) -> str:
-    return str(Path(name).expanduser()) if _is_local(name) else name
-
-
-def _check_source(options: LoadOptions) -> None:
-    """Whether there is a model at all, and may be read: before transformers says so in many lines."""
-    name = options.name
-    if not _is_local(name):
-        _fetch_config(name, options.revision)
-        return
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise UserError(f"there is no directory {name}: give a model's directory, or a name on the hub (owner/name)")
-    if not path.is_dir():
-        raise UserError(f"{name} is a file: give the directory that holds config.json and the weights")
-    if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise UserError(f"{name} holds a PEFT adapter, not a model: give its base model, and this as --adapter")
-        raise UserError(f"{name} has no config.json: give a directory in Hugging Face format (save_pretrained)")
-    if options.revision is not None:
-        raise UserError(f"a revision was given, but {name} is a directory: revisions are for names on the hub")
-
-
-def _fetch_config(name: str, revision: str | None) -> None:
-    where = name if revision is None else f"{name} (revision {revision})"
-    try:
-        huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
-    except hub_errors.GatedRepoError as error:
-        raise UserError(f"{where} is gated on the hub: ask for access there, then run `hf auth login`") from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise UserError(f"{name} has no revision {revision} on the hub: give a branch, tag or commit of it") from error
-    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError) as error:
-        raise UserError(
-            f"there is no model {where} on the hub and no such directory: check the name "
-            "(a private model needs `hf auth login`)"
-        ) from error
-    except hub_errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{where} is not in the local cache and the hub cannot be reached: check the network, or give a directory"
-        ) from error
-    except hub_errors.EntryNotFoundError as error:
-        raise UserError(f"{where} has no config.json on the hub: it is not a model in Hugging Face format") from error
-    except Exception as error:  # the network has many ways to fail, each with a class of its own
-        raise UserError(f"{where} cannot be fetched from the hub: {_one_line(error)}") from error
-
-
 # --- the parts ---
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No advice, report or bar of transformers; downloads keep their bars."""
-    verbosity = transformers_logging.get_verbosity()
-    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if hub_bars:
-        enable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        if not hub_bars:
-            disable_progress_bars()
 
 
 def _common(options: LoadOptions) -> dict[str, Any]:
@@ -298,18 +216,13 @@ def _unusable(options: LoadOptions, what: str, error: BaseException) -> UserErro
     elif "load report" in text or "mismatched" in text:
         text = "shapes differ from those of config.json; fetch or save it again"
     else:
-        text = f"{_one_line(text)}; fetch or save it again"
+        text = f"{one_line(text)}; fetch or save it again"
     return UserError(f"{what} of {options.name} cannot be used: {text}")
-
-
-def _one_line(message: object, width: int = 200) -> str:
-    text = " ".join(str(message).split())
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _load_config(options: LoadOptions) -> Any:
     try:
-        return AutoConfig.from_pretrained(_place(options.name), **_common(options))
+        return AutoConfig.from_pretrained(place(options.name), **_common(options))
     except _LOADING_ERRORS as error:
         raise _unusable(options, "config.json", error) from error
 
@@ -329,7 +242,7 @@ def _check_causal(options: LoadOptions, config: Any) -> None:
 
 def _load_format(options: LoadOptions) -> ChatFormat:
     """The chat format; it stops at the end of text and at the template's end of turn."""
-    _check_source(options)
+    check_source(options.name, options.revision)
     config = _load_config(options)
     _check_causal(options, config)
     tokenizer = _load_tokenizer(options)
@@ -346,12 +259,12 @@ def _load_format(options: LoadOptions) -> ChatFormat:
 
 
 def _load_tokenizer(options: LoadOptions) -> PreTrainedTokenizerBase:
-    place = Path(_place(options.name))
+    directory = Path(place(options.name))
     # Without files, some classes make a tokenizer of special tokens alone.
-    if _is_local(options.name) and not any(any(place.glob(pattern)) for pattern in _TOKENIZER_FILES):
+    if is_local(options.name) and not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise UserError(f"{options.name} has no tokenizer files: copy them (tokenizer.json) into the directory")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_place(options.name), **_common(options))
+        tokenizer = AutoTokenizer.from_pretrained(place(options.name), **_common(options))
     except _LOADING_ERRORS as error:
         raise _unusable(options, "the tokenizer", error) from error
     except Exception as error:  # the Rust library raises a bare Exception
@@ -382,7 +295,7 @@ def _template_file(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the chat template {path} cannot be read: {_one_line(error)}") from error
+        raise UserError(f"the chat template {path} cannot be read: {one_line(error)}") from error
     if not text.strip():
         raise UserError(f"the chat template {path} is empty: give a file of Jinja")
     return text
@@ -399,7 +312,7 @@ def _load_weights(options: LoadOptions) -> PreTrainedModel:
     loader: Any = AutoModelForCausalLM  # its annotations forget output_loading_info
     try:
         model, found = loader.from_pretrained(
-            _place(options.name),
+            place(options.name),
             dtype=_DTYPES.get(options.dtype, "auto"),
             device_map=options.device_map,
             output_loading_info=True,
@@ -421,13 +334,13 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     """The model with a PEFT adapter's layers in place, not merged: merging rounds in half precision."""
     import peft
 
-    if _is_local(adapter) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
+    if is_local(adapter) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
         raise UserError(f"{adapter} has no adapter_config.json: give the directory of a PEFT adapter")
     try:
-        wrapped = peft.PeftModel.from_pretrained(model, _place(adapter))
+        wrapped = peft.PeftModel.from_pretrained(model, place(adapter))
     except (*_LOADING_ERRORS, hub_errors.HfHubHTTPError) as error:
         raise UserError(
-            f"the adapter {adapter} does not fit this model or cannot be read: {_one_line(error)}"
+            f"the adapter {adapter} does not fit this model or cannot be read: {one_line(error)}"
         ) from error
     if wrapped.active_peft_config.is_prompt_learning:
         raise UserError(f"the adapter {adapter} learns prompts, which would shift the ids: only weights are supported")
@@ -436,30 +349,33 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     return base
 
 
-def _move(model: PreTrainedModel, options: LoadOptions) -> None:
-    device = options.device
-    if device is None:
+def _device(options: LoadOptions) -> torch.device:
+    """The device asked for, or the first there is; tried before anything large is read."""
+    name = options.device
+    if name is None:
         has_mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
-        model.to(torch.device(device))  # type: ignore[arg-type]
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise _unusable(options, "the weights", error) from error
-        raise UserError(f"the device {device!r} cannot be used: {_one_line(error)}; try --device cpu") from error
+        raise UserError(f"the device {name!r} cannot be used: {one_line(error, 80)}; try --device cpu") from error
+
+
+def _move(model: PreTrainedModel, device: torch.device, options: LoadOptions) -> None:
+    try:
+        model.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError as error:
+        raise _unusable(options, "the weights", error) from error
 
 
 def _check_sizes(options: LoadOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = _vocabulary(model)
+    rows = vocabulary_size(model)
     # Added tokens may lie beyond the embeddings (Gemma 3 reserves one for images); text never makes those.
     if tokenizer.vocab_size > rows:
         raise UserError(
             f"the tokenizer of {options.name} has {tokenizer.vocab_size} tokens, but the model knows {rows}: "
             "it belongs to another model"
         )
-
-
-# --- what it is ---
 
 
 def _configured_stops(generation: Any) -> frozenset[int]:
@@ -469,67 +385,12 @@ def _configured_stops(generation: Any) -> frozenset[int]:
     return frozenset(id_ for id_ in ids if id_ is not None)
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
-    size = model.config.get_text_config().vocab_size
-    assert isinstance(size, int)
-    return size
-
-
-def _context(model: PreTrainedModel) -> int | None:
-    """The longest input by the configuration's own name for it. A sliding window limits attention, not the input."""
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx"):
-        if isinstance(length := getattr(config, name, None), int) and length > 0:
-            return length
-    return None
-
-
-def _identify(options: LoadOptions, model: PreTrainedModel, chat: ChatFormat) -> ModelInfo:
-    return ModelInfo(
+def _info(options: LoadOptions, model: PreTrainedModel, chat: ChatFormat) -> ModelInfo:
+    return identify(
+        model,
+        chat,
         name=options.name,
         revision=options.revision,
         adapter=options.adapter,
-        architecture=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype=str(model.dtype).removeprefix("torch."),
         quantisation=options.quantisation,
-        weights_hash=_weights_hash(model),
-        tokenizer_hash=_tokenizer_hash(chat.tokenizer),
-        template_hash=None if chat.template is None else content_hash(chat.template),
-        template_source=chat.source,
-        vocabulary=_vocabulary(model),
-        context=_context(model),
     )
-
-
-def _weights_hash(model: PreTrainedModel) -> str:
-    """A hash of every tensor's name, shape, type and bytes as loaded.
-
-    It is of the parameters in memory, not of files: the same weights hash alike however they are sharded or named on
-    disk, and another dtype hashes otherwise. Tensors are hashed side by side, as blake2b leaves Python's lock.
-    """
-    tensors = sorted((name, value) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor))
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(lambda item: _tensor_digest(item[1]), tensors))
-    whole = hashlib.blake2b(digest_size=12)
-    for (name, _), digest in zip(tensors, digests, strict=True):
-        whole.update(name.encode() + b"\0" + digest)
-    return whole.hexdigest()
-
-
-def _tensor_digest(tensor: torch.Tensor) -> bytes:
-    state = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=32)
-    if tensor.numel() and not tensor.is_meta:  # weights offloaded to disk count by name and shape alone
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return state.digest()
-
-
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of vocabulary, merges, normalisation and special tokens."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer in Python alone
-        return content_hash((dict(tokenizer.get_vocab()), tokenizer.special_tokens_map))
-    whole = json.loads(backend.to_str())
-    for state in ("truncation", "padding"):  # how it was last called, not what it is
-        whole.pop(state, None)
-    return content_hash((whole, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}))
