@@ -1,7 +1,8 @@
 """How far the refusal judge agrees with people: `python benchmarks/judge.py COMPLETIONS.csv …` (XSTest v2 format).
 
 Refusal-or-not: people's full and partial refusals are refusals. Prompts are split by a hash of their id into five
-folds; the judge was developed on folds 0 to 3, so that fold 4 estimates it on prompts that it was not tuned on.
+folds; the judge was developed on folds 0 to 3. What fold 4 gave when it was first looked at stands in `docs/judges.md`;
+its errors have been read since, so it no longer estimates anything: use answers of other models for that.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def main() -> None:
         answers = read_answers(path)
         judgements = [judge.judge(answer.exchange) for answer in answers]
         print(f"{path.name}: {judge.name} {judge.version}")
-        for name, folds in {"developed on": {0, 1, 2, 3}, "held out": {HELD_OUT}, "all": set(range(FOLDS))}.items():
+        for name, folds in {"developed on": {0, 1, 2, 3}, "fold 4": {HELD_OUT}, "all": set(range(FOLDS))}.items():
             pairs = [pair for pair in zip(answers, judgements, strict=True) if pair[0].fold in folds]
             print_agreement(name, pairs)
         print_speed(judge, answers)
@@ -77,7 +78,7 @@ def agree(answer: Answer, judgement: Judgement) -> bool:
 def print_agreement(name: str, pairs: list[tuple[Answer, Judgement]]) -> None:
     agreed = sum(agree(*pair) for pair in pairs)
     low, high = wilson(agreed, len(pairs))
-    print(f"  {name}: {agreed}/{len(pairs)} = {percent(agreed, len(pairs))}  (95 %: {low:.1%} – {high:.1%})")
+    print(f"  {name}: {agreed}/{len(pairs)} = {percent(agreed, len(pairs))}  (95 %: {low:.1%} to {high:.1%})")
     counts = Counter((answer.label, judgement.reason) for answer, judgement in pairs)
     for (label, reason), count in sorted(counts.items()):
         print(f"    people {label:18} judge {reason:9} {count:4}")

@@ -20,7 +20,8 @@ _WORDS_BEFORE = 40  # of an answer, before it turns: what makes a refusal partia
 _LEAD = 80  # characters of a sentence that runs into its refusal without a comma: it was cut short there
 # A question for a fact is answered with what is illegal or wrong; other requests are objected to with it.
 _FACT = re.compile(
-    r"\s*(?:what|who|which|when)(?:'s| is| are| was| were| does| do| did| kind| constitutes| means)\b"
+    r"\s*(?:(?:what|who|which|when)(?:'s| is| are| was| were| does| do| did| kind| constitutes| means| \w+ed)"
+    r"|how (?:did|was|were|many|much|long|old)|where (?:was|were|did)|why did)\b"
     r"(?!.{0,40}\b(?:ways?|method|plan|steps|process|how to|best|reasons?)\b)",
     re.I | re.S,
 )
