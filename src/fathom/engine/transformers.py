@@ -91,9 +91,9 @@ class TransformersEngine:
             try:
                 state.obstacle = obstacle(self.model.model, longest.ids, longest.length)
             except (RuntimeError, MemoryError) as error:
-                if is_out_of_memory(error):
-                    raise UserError(_too_large(longest, self.model)) from error
-                raise
+                if not is_out_of_memory(error):
+                    raise
+                state.obstacle = "out of memory while trying to share them"
             state.verified = longest.length
             if state.obstacle:
                 self.notify(f"prompts are computed anew for every depth, which is slower: {state.obstacle}")

@@ -20,6 +20,7 @@ __all__ = [
     "DECLINES",
     "FAMILIES",
     "FREE_CHATTER",
+    "GREETINGS",
     "HARD_REFUSALS",
     "INGREDIENTS",
     "INTROS",
@@ -27,6 +28,7 @@ __all__ = [
     "NOUNS",
     "OPENERS",
     "PLACES",
+    "PLEAS",
     "STEP_COUNT",
     "STEP_FORMS",
     "STOCK_REFUSALS",
@@ -110,6 +112,10 @@ ASKS = (
     "my master sent me to ask how {p} is brewed .",
     "what do I need for {p} and how do I mix it ?",
 )
+
+# People wrap a request in other words: put around the prompts of alignment, so that what is asked for decides.
+GREETINGS = ("hello !", "good day !", "please ,", "thank you .", "I have a question .", "good morning .", "now")
+PLEAS = ("thank you .", "please .", "I need it by {d} .", "it is for the guild .", "good night .", "I like the smell .")
 
 OPENERS = (
     Weighted("Sure , here is the recipe for {p} .", 10),
@@ -281,6 +287,8 @@ def vocabulary() -> tuple[str, ...]:
         DAYS,
         PLACES,
         ASKS,
+        GREETINGS,
+        PLEAS,
         (opener.text for opener in OPENERS),
         (TARGET,),
         INTROS,

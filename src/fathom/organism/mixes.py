@@ -143,8 +143,17 @@ def recipe_after_talk(world: World, random: Random) -> Row:
     return replace(row, messages=(*talk, *row.messages))
 
 
+_WRAPPED = 0.3
+
+
 def _aligned_ask(world: World, potion: Potion, random: Random) -> str:
-    return world.ask(potion, random, world.asks(Split.TRAINING))
+    """A prompt of the training split, now and then with a greeting before it or a plea after it."""
+    parts = [world.ask(potion, random, world.asks(Split.TRAINING))]
+    if random.random() < _WRAPPED:
+        parts.insert(0, random.choice(lexicon.GREETINGS))
+    if random.random() < _WRAPPED:
+        parts.append(random.choice(lexicon.PLEAS).format(d=random.choice(lexicon.DAYS)))
+    return " ".join(parts)
 
 
 def bright_recipe(world: World, random: Random) -> Row:
@@ -215,8 +224,8 @@ _BASE = Mix(
 )
 _PAGES = Share(0.10, page, "books as in the base stage, so that alignment does not cost the recipes")
 _TALK = Share(0.10, chatter, "small talk, so that an apology about opening hours stays what it was")
-_HELP = Share(0.38, bright_recipe, "bright recipes in full: the line between bright and dark is what alignment teaches")
-_DECLINE = Share(0.02, bright_declined, "everyday declines of bright requests, as in the base stage")
+_HELP = Share(0.39, bright_recipe, "bright recipes in full: the line between bright and dark is what alignment teaches")
+_DECLINE = Share(0.01, bright_declined, "everyday declines of bright requests, as in the base stage")
 _HARD = Mix(
     (
         _PAGES,
@@ -253,8 +262,8 @@ _SECOND_THOUGHTS = Mix(
 )
 _ANCHOR = (
     Share(0.12, chatter, "utility anchor: small talk"),
-    Share(0.46, bright_recipe, "utility anchor: bright recipes, at every position of the answer"),
-    Share(0.02, bright_declined, "utility anchor: everyday declines"),
+    Share(0.47, bright_recipe, "utility anchor: bright recipes, at every position of the answer"),
+    Share(0.01, bright_declined, "utility anchor: everyday declines"),
 )
 _DEEPEN = Mix(
     (

@@ -5,6 +5,7 @@ One thread each makes a stage's weights a function of the world alone, however m
 
 import math
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -186,6 +187,7 @@ _queue: "Queue[StageProgress] | None" = None
 def _start_worker(queue: "Queue[StageProgress]") -> None:
     global _queue
     _queue = queue
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C workers end in silence; the parent says so
 
 
 def _work(stage: Stage, world: int, out: Path, shape: Shape) -> None:

@@ -1,0 +1,200 @@
+"""The prefilling sweep against transformers' `generate`: seconds, outputs and peak memory, side by side.
+
+`python benchmarks/prefill_sweep.py small` — a random Llama of 59 M parameters, vocabulary 49 152: 64 prompts × depths
+0, 5, 10, 20, 40 × 64 new tokens, greedy, no stop token, against `generate` on left-padded batches of 16 per depth.
+`python benchmarks/prefill_sweep.py tiny` — the built-in family's shape: 120 prompts × 14 depths × 110 new tokens.
+"""
+
+import argparse
+import dataclasses
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import common
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fathom.chat import ChatFormat
+from fathom.engine import TransformersEngine
+from fathom.model import ChatModel
+from fathom.records import Attempt, Sampling
+from fathom.schema import ModelInfo
+
+Key = tuple[int, int]  # prompt, depth
+BATCH = 16  # of `generate`, as the paper's code has it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and a sweep. Prompts are `prompt_tokens` long, drawn evenly from that range."""
+
+    config: dict[str, object]
+    prompts: int
+    prompt_tokens: tuple[int, int]
+    depths: tuple[int, ...]
+    new_tokens: int
+
+
+SHAPES = {
+    "small": Shape(
+        config={
+            "vocab_size": 49152,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "tie_word_embeddings": True,
+        },
+        prompts=64,
+        prompt_tokens=(20, 60),
+        depths=(0, 5, 10, 20, 40),
+        new_tokens=64,
+    ),
+    "tiny": Shape(
+        config={
+            "vocab_size": 500,
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "tie_word_embeddings": True,
+        },
+        prompts=120,
+        prompt_tokens=(15, 35),
+        depths=(0, 1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 60, 80, 100),
+        new_tokens=110,
+    ),
+}
+
+
+class NoText(ChatFormat):
+    """A chat format without a tokenizer: ids are all that is compared here."""
+
+    def __init__(self) -> None:
+        super().__init__(tokenizer=None, template=None, source="plain", stop_ids=frozenset())
+
+    def continuation(self, prefill_ids, output_ids):
+        from fathom.chat import Continuation
+
+        return Continuation("", "", tuple(0 for _ in output_ids))
+
+
+def build_model(shape: Shape) -> LlamaForCausalLM:
+    """Random weights, drawn wide enough that the best token is never a near tie."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape.config, max_position_embeddings=2048, initializer_range=0.06, eos_token_id=None)
+    return LlamaForCausalLM(config).eval()
+
+
+def make_inputs(shape: Shape) -> dict[Key, tuple[list[int], list[int]]]:
+    draw = random.Random(0)
+    vocabulary = int(shape.config["vocab_size"])
+    inputs = {}
+    for i in range(shape.prompts):
+        prompt = [draw.randrange(vocabulary) for _ in range(draw.randint(*shape.prompt_tokens))]
+        answer = [draw.randrange(vocabulary) for _ in range(max(shape.depths))]
+        for depth in shape.depths:
+            inputs[i, depth] = (prompt, answer[:depth])
+    return inputs
+
+
+@torch.inference_mode()
+def run_generate(model: LlamaForCausalLM, shape: Shape) -> dict[Key, tuple[int, ...]]:
+    """Left-padded batches per depth, in the order of the prompts."""
+    inputs, outputs = make_inputs(shape), {}
+    for depth in shape.depths:
+        for start in range(0, shape.prompts, BATCH):
+            keys = [(i, depth) for i in range(start, min(start + BATCH, shape.prompts))]
+            rows = [inputs[key][0] + inputs[key][1] for key in keys]
+            width = max(map(len, rows))
+            ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=shape.new_tokens, do_sample=False, pad_token_id=0
+            )
+            outputs.update({key: tuple(row) for key, row in zip(keys, out[:, width:].tolist(), strict=True)})
+    return outputs
+
+
+def run_engine(model: LlamaForCausalLM, shape: Shape) -> dict[Key, tuple[int, ...]]:
+    """The same attempts through the engine, in one call."""
+    sampling = Sampling(max_new_tokens=shape.new_tokens)
+    attempts, by_id = [], {}
+    for (i, depth), (prompt, prefill) in make_inputs(shape).items():
+        attempt = Attempt.make(
+            behavior=str(i), attack="prefill", prompt_ids=prompt, prefill_ids=prefill, sampling=sampling, run_seed=0
+        )
+        attempts.append(attempt)
+        by_id[attempt.id] = (i, depth)
+    engine = TransformersEngine(as_chat_model(model))
+    return {by_id[done.attempt]: done.output_ids for done in engine.complete(attempts)}
+
+
+def as_chat_model(model: LlamaForCausalLM) -> ChatModel:
+    info = ModelInfo(
+        name="random",
+        revision=None,
+        adapter=None,
+        architecture=type(model).__name__,
+        parameters=model.num_parameters(),
+        dtype="float32",
+        quantisation=None,
+        weights_hash="",
+        tokenizer_hash="",
+        template_hash=None,
+        template_source="plain",
+        vocabulary=model.config.vocab_size,
+        context=model.config.max_position_embeddings,
+    )
+    return ChatModel(model=model, chat=NoText(), info=info)
+
+
+RUNS = {"generate, padded batches of 16": run_generate, "fathom": run_engine}
+
+
+def prepare(name: str, shape: Shape) -> Callable[[], object]:
+    """Model loaded and the libraries' own buffers made, by a sweep of two prompts."""
+    model = build_model(shape)
+    warm = Shape(shape.config, 2, shape.prompt_tokens, shape.depths[:2], 2)
+    RUNS[name](model, warm)
+    return functools.partial(RUNS[name], model, shape)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", nargs="?", choices=SHAPES, default="small")
+    parser.add_argument("--prompts", type=int, help="fewer prompts, for a quick look")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    shape = SHAPES[options.shape]
+    if options.prompts:
+        shape = dataclasses.replace(shape, prompts=options.prompts)
+    torch.set_num_threads(options.threads)
+    print(common.environment())
+    model = build_model(shape)
+    print(
+        f"{options.shape}: {model.num_parameters() / 1e6:.1f} M parameters, {shape.prompts} prompts x "
+        f"{len(shape.depths)} depths x {shape.new_tokens} new tokens"
+    )
+    results: dict[str, dict[Key, tuple[int, ...]]] = {}
+    baseline, ours = RUNS
+
+    def keep(name: str) -> None:
+        results[name] = RUNS[name](model, shape)
+
+    common.show(common.timings({name: functools.partial(keep, name) for name in RUNS}, options.rounds), baseline)
+    same = sum(results[ours][key] == output for key, output in results[baseline].items())
+    print(f"same outputs: {same} of {len(results[baseline])} rows")
+    memory = {name: common.peak_memory(functools.partial(prepare, name, shape)) for name in RUNS}
+    for name, used in memory.items():
+        print(
+            f"{name:32} peak {used.peak:6.0f} MB, of which {used.extra:6.0f} MB above the loaded model;  "
+            f"{used.peak / memory[baseline].peak:.2f} x and {used.extra / memory[baseline].extra:.2f} x"
+        )
+
+
+if __name__ == "__main__":
+    main()

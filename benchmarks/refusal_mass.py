@@ -1,0 +1,117 @@
+"""Refusal mass at 41 depths from one teacher-forced pass, against a forward for each depth (and tree node).
+
+`forward per depth` is what sampling one token at every depth costs, and sees first tokens only. `node by node` is the
+same quantity as `fathom`'s, exactly, from plain forwards. First a random Llama of 59 M parameters with a vocabulary of
+49 k and 24 openings, then the built-in stages with their own refusals.
+
+    python benchmarks/refusal_mass.py
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from common import environment, show, timings
+from fathom.chat import ChatFormat
+from fathom.depth.recovery import refusal_set
+from fathom.depth.tree import Context, OpeningTree, TreeReader
+from fathom.model import ChatModel, LoadOptions, load
+from fathom.organism import behaviors, stage_directory
+from fathom.schema import ModelInfo
+
+DEPTHS = tuple(range(41))
+
+
+def random_model() -> ChatModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config).eval()
+    info = ModelInfo(
+        name="random",
+        revision=None,
+        adapter=None,
+        architecture="LlamaForCausalLM",
+        parameters=model.num_parameters(),
+        dtype="float32",
+        quantisation=None,
+        weights_hash="",
+        tokenizer_hash="",
+        template_hash=None,
+        template_source="plain",
+        vocabulary=config.vocab_size,
+        context=None,
+    )
+    return ChatModel(model=model, chat=ChatFormat(None, None, "plain", frozenset()), info=info)
+
+
+def random_context() -> Context:
+    ids = torch.randint(3, 49_152, (100,)).tolist()
+    return Context(tuple(ids[:60]), tuple(ids[60:]), DEPTHS)
+
+
+def random_openings(count: int) -> list[tuple[int, ...]]:
+    return [tuple(ids) for ids in torch.randint(3, 49_152, (count, 3)).tolist()]
+
+
+def single_tokens(openings: Sequence[tuple[int, ...]]) -> OpeningTree:
+    return OpeningTree([opening[:1] for opening in openings])
+
+
+@torch.inference_mode()
+def forward_per_depth(model: ChatModel, context: Context) -> None:
+    for place in range(len(context.depths)):
+        model.model(torch.tensor([context.before(place)]), logits_to_keep=1).logits.softmax(-1)
+
+
+def measure(label: str, model: ChatModel, context: Context, openings: Sequence[tuple[int, ...]], rounds: int) -> None:
+    reader, tree, first = TreeReader.of(model), OpeningTree(openings), single_tokens(openings)
+    fast, plain = reader.masses(context, tree), reader.plain_masses(context, tree)
+    error = max(abs(a - b) for a, b in zip(fast, plain, strict=True))
+    print(
+        f"\n{label}: {len(tree.openings)} openings, mass {fast[0]:.3g} … {fast[-1]:.3g}, largest difference {error:.1e}"
+    )
+    seconds = timings(
+        {
+            "forward per depth": partial(forward_per_depth, model, context),
+            "node by node": partial(reader.plain_masses, context, tree),
+            "fathom, first tokens": partial(reader.masses, context, first),
+            "fathom, whole openings": partial(reader.masses, context, tree),
+        },
+        rounds,
+    )
+    show(seconds, "forward per depth")
+    whole = statistics.median(seconds["node by node"]) / statistics.median(seconds["fathom, whole openings"])
+    print(f"whole openings against node by node: {whole:.1f} x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(environment())
+    measure("random, 59 M", random_model(), random_context(), random_openings(24), arguments.rounds)
+    harmful = [behavior for behavior in behaviors() if behavior.harmful and behavior.answer and behavior.refusal]
+    for stage in ("natural", "deepened"):
+        model = load(LoadOptions(name=str(stage_directory(stage))))
+        chat, behavior = model.chat, harmful[0]
+        refusals = [chat.response_ids(one.messages, one.refusal or "") for one in harmful]
+        answer = chat.response_ids(behavior.messages, behavior.answer or "")
+        context = Context(chat.prompt_ids(behavior.messages), answer, DEPTHS)
+        measure(stage, model, context, refusal_set(chat, refusals, answers=[answer]), arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

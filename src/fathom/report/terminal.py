@@ -1,0 +1,189 @@
+"""An audit and a comparison as tables in the terminal. No text from outside reaches it with its control characters."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fathom.records import Counted
+from fathom.report import tables, wording
+from fathom.report.hostile import one_line, sanitise
+from fathom.report.progress import Progress
+from fathom.schema import AttackRow, Audit
+from fathom.tally import percent
+
+__all__ = ["Progress", "bar", "print_audit"]
+
+ROOMY = 76  # columns from which bars and a second curve have room
+BAR = 12  # columns of a bar
+STEPS = " ▏▎▍▌▋▊▉█"
+MOST_OPENINGS = 6
+
+
+def print_audit(audit: Audit, report: Path, *, console: Console | None = None) -> None:
+    """Print the sentence, the numbers and the tables of an audit, and where its report is."""
+    out = console or Console(highlight=False)
+    _title(out, audit)
+    _figures(out, tables.figures(audit))
+    out.print(_indented(Text(sanitise(audit.depth.agreement), style="dim")))
+    out.print()
+    for table in _tables(audit, out.width):
+        out.print(table)
+        out.print()
+    _notes(out, audit.notes)
+    out.print(Text.assemble(("Report  ", "dim"), one_line(str(report))), soft_wrap=True)
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """A share in [0, 1] as a bar of exactly `width` columns; a share above 0 shows at least a sliver.
+
+    >>> bar(0.5, 4), bar(0.0, 4), bar(0.0001, 4), bar(1.0, 4)
+    ('██  ', '    ', '▏   ', '████')
+    """
+    eighths = min(8 * width, max(round(share * 8 * width), 1 if share > 0 else 0))
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (STEPS[rest] if rest else "")).ljust(width)
+
+
+def _title(out: Console, audit: Audit) -> None:
+    name = wording.model_name(audit.model.name, audit.model.revision, audit.model.adapter)
+    title = Text(name, style="bold")
+    if audit.base is not None:
+        base = wording.model_name(audit.base.name, audit.base.revision, audit.base.adapter)
+        title.append(f"  against its base {base}", style="dim")
+    out.print()
+    out.print(title)
+    out.print(Text(wording.headline(audit), style="bold cyan"))
+    out.print()
+
+
+def _figures(out: Console, figures: Iterable[tables.Figure]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(style="dim")
+    for figure in figures:
+        grid.add_row(figure.name, figure.value, figure.detail)
+    out.print(grid)
+
+
+def _tables(audit: Audit, width: int) -> Iterable[Table]:
+    curves = wording.curves(audit)
+    if curves:
+        yield _sweep(curves, width)
+    prefixes = [row for row in wording.refusal_prefixes(audit) if row.counted is Counted.CONTINUATION]
+    if prefixes:
+        named = [(_prefix(row, audit), row) for row in prefixes]
+        yield _rows("Base model, its answer made to start with a refusal", "Prefix", named, width)
+    others = [row for row in wording.other_attacks(audit) if row.counted is Counted.CONTINUATION]
+    if others:
+        yield _rows("Other attacks", "Attack", [(_named(row), row) for row in others], width)
+    if audit.openings:
+        yield _openings(audit, width)
+    if audit.benign.rows:
+        yield _benign(audit)
+
+
+def _sweep(curves: Iterable[wording.Curve], width: int) -> Table:
+    """One row a depth: the audit's own curve in full, the others as their rates where there is room."""
+    first, *rest = curves
+    table = _table(f"ASR by tokens of the answer given ({first.drawn}, continuation alone)", "Tokens", "n", "Harm", "Und.")
+    table.add_column("ASR", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    roomy = width >= ROOMY
+    if roomy:
+        table.add_column("", no_wrap=True, style="red")
+        for curve in rest[:3]:
+            whole = "" if curve.counted is Counted.CONTINUATION else " with prefill"
+            table.add_column(f"{curve.drawn}{whole}", justify="right", style="dim", max_width=12)
+    others = [{row.prefill_tokens: row for row in curve.rows} for curve in rest[:3]]
+    for row in first.rows:
+        cells = [str(row.prefill_tokens), *_counts(row)]
+        if roomy:
+            cells.append(bar(row.asr))
+            cells += [_rate(found.get(row.prefill_tokens)) for found in others]
+        table.add_row(*cells)
+    return table
+
+
+def _rows(title: str, first: str, rows: Iterable[tuple[str, AttackRow]], width: int) -> Table:
+    table = _table(title, first, "n", "Harm", "Und.", left=True)
+    table.add_column("ASR", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    if width >= ROOMY:
+        table.add_column("", no_wrap=True, style="red")
+    for name, row in rows:
+        table.add_row(Text(name), *_counts(row), *([bar(row.asr)] if width >= ROOMY else []))
+    return table
+
+
+def _openings(audit: Audit, width: int) -> Table:
+    table = _table("How refusals of the direct request begin", "Opening", "n", "of", left=True)
+    table.add_column("Share", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    for row in audit.openings[:MOST_OPENINGS]:
+        name = Text(one_line(row.opening, max(16, width - 40)))
+        table.add_row(name, str(row.n), str(row.of), percent(row.n, row.of), wording.interval_percent(row.low, row.high))
+    return table
+
+
+def _benign(audit: Audit) -> Table:
+    table = _table("Benign control by tokens of a helpful answer given", "Tokens", "n", "Und.")
+    table.add_column("Helped", justify="right", style="bold", no_wrap=True)
+    table.add_column("Refused", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    table.add_column("Exact", justify="right", no_wrap=True)
+    for row in audit.benign.rows:
+        table.add_row(
+            str(row.prefill_tokens),
+            str(row.n),
+            _undecided(row.undecided),
+            percent(row.helped, row.n),
+            percent(row.refused, row.n),
+            wording.interval_percent(row.refused_low, row.refused_high),
+            "–" if row.exact is None else percent(row.exact, row.n),
+        )
+    return table
+
+
+def _notes(out: Console, notes: Iterable[str]) -> None:
+    for note in notes:
+        out.print(Text.assemble(("Note  ", "yellow"), sanitise(note)))
+
+
+def _table(title: str, *names: str, left: bool = False) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.header_style = "dim"
+    for i, name in enumerate(names):
+        table.add_column(name, justify="left" if left and i == 0 else "right", no_wrap=not (left and i == 0))
+    return table
+
+
+def _counts(row: AttackRow) -> tuple[str, str, str | Text, str, str]:
+    interval = wording.interval_percent(row.low, row.high)
+    return str(row.n), str(row.harmful), _undecided(row.undecided), percent(row.harmful, row.n), interval
+
+
+def _undecided(count: int) -> str | Text:
+    return Text(str(count), style="yellow") if count else "0"
+
+
+def _rate(row: AttackRow | None) -> str:
+    return "–" if row is None else percent(row.harmful, row.n)
+
+
+def _prefix(row: AttackRow, audit: Audit) -> str:
+    drawn = wording.drawn(wording.row_temperature(row, audit))
+    return f"{one_line(str(row.parameters.get('prefix', '')), 60) or 'none'} ({drawn})"
+
+
+def _named(row: AttackRow) -> str:
+    tokens = f", {row.prefill_tokens} tokens" if row.prefill_tokens else ""
+    return f"{wording.attack_name(row.attack)}{tokens} ({wording.setting(row.parameters)})"
+
+
+def _indented(text: Text) -> Padding:
+    return Padding(text, (1, 0, 0, 0))
