@@ -12,10 +12,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import common
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import common
 from fathom.chat import ChatFormat
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel

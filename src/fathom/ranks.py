@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fathom.errors import UserError
 
-__all__ = ["Ranks"]
+__all__ = ["ALONE", "Ranks"]
 
 _Item = TypeVar("_Item")
 
@@ -73,3 +73,6 @@ class Ranks:
 
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+ALONE = Ranks()  # one process, as without `torchrun`

@@ -7,7 +7,6 @@ from typing import cast
 
 import pytest
 import torch
-from tiny_models import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +14,7 @@ from fathom.chat import ChatFormat, Continuation
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.records import Attempt, Completion, Finish, Sampling
+from tiny_models import tiny
 
 STOPS = frozenset({3, 5, 8, 13})
 

@@ -5,11 +5,11 @@ import random
 
 import pytest
 from attempts import attempt, byte_tokenizer, check_against_generate, family_template, tiny_chat
-from tiny_models import random_ids
 
 from fathom.chat import ChatFormat
 from fathom.model import ChatModel
 from fathom.records import Attempt, Message
+from tiny_models import random_ids
 
 # Families with a chat template in TRL, and the special tokens that it writes.
 TEMPLATES = {

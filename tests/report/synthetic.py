@@ -70,7 +70,7 @@ class Setting:
     category: str | None = None
 
 
-def report_data(setting: Setting = Setting()) -> ReportData:  # noqa: B008 - frozen
+def report_data(setting: Setting = Setting()) -> ReportData:
     """A whole run: samples first, and an audit that counts them."""
     made = _Samples(setting)
     samples = join({b.id: b for b in made.behaviors}, made.attempts, made.completions, made.verdicts)
@@ -194,7 +194,7 @@ def _audit(setting: Setting, made: _Samples) -> Audit:
                 low=shape.mass(k) * 0.93,
                 high=min(1.0, shape.mass(k) * 1.05),
             )
-            for k in range(0, setting.positions + 1)
+            for k in range(setting.positions + 1)
         ),
         refusals=REFUSALS,
         openings=tuple(

@@ -8,7 +8,7 @@ Results travel through the files only, so one process and many, or one run and t
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -22,30 +22,20 @@ from fathom.depth.divergence import BehaviorDivergence, divergence
 from fathom.depth.recovery import BehaviorRecovery, recovery, refusal_set
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
+from fathom.progress import Display
 from fathom.ranks import Ranks
 from fathom.records import Judge, Subject
 from fathom.run import Run, RunLock, write_whole
 from fathom.schema import Audit
 from fathom.scoring import ReferenceAnswer
 
-__all__ = ["Advance", "Display", "Execution"]
+__all__ = ["Execution", "encode_audit"]
 
 SAVE_EVERY = 16  # measured behaviors a write
 MOST_REFUSALS = 32  # openings whose probability is summed
 
 _Record = TypeVar("_Record")
-
-
-class Advance(Protocol):
-    """Told how many pieces of work are done."""
-
-    def advance(self, n: int = 1) -> None: ...
-
-
-class Display(Protocol):
-    """Shows a stage of known length while it lasts."""
-
-    def __call__(self, description: str, total: int) -> AbstractContextManager[Advance]: ...
+_Made = TypeVar("_Made", covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +176,8 @@ class Execution:
                 shown.advance(len(batch))
 
 
-class Measure(Protocol[_Record]):
-    def __call__(self, pending: Sequence[ReferenceAnswer], /) -> Iterable[_Record]: ...
+class Measure(Protocol[_Made]):
+    def __call__(self, pending: Sequence[ReferenceAnswer], /) -> Iterable[_Made]: ...
 
 
 def encode_audit(audit: Audit) -> bytes:

@@ -67,7 +67,11 @@ class Progress:
     def _say(self) -> None:
         self._spoke = time.monotonic()
         spent = self._spoke - self._started
-        left = "" if not 0 < self.done < self.total else f", about {_span(spent / self.done * (self.total - self.done))} left"
+        left = (
+            ""
+            if not 0 < self.done < self.total
+            else f", about {_span(spent / self.done * (self.total - self.done))} left"
+        )
         file = self._console.file if self._console.file is not None else sys.stderr
         print(f"{self.description}: {self.done} of {self.total}{left}", file=file, flush=True)
 

@@ -90,7 +90,9 @@ def _tables(audit: Audit, width: int) -> Iterable[Table]:
 def _sweep(curves: Iterable[wording.Curve], width: int) -> Table:
     """One row a depth: the audit's own curve in full, the others as their rates where there is room."""
     first, *rest = curves
-    table = _table(f"ASR by tokens of the answer given ({first.drawn}, continuation alone)", "Tokens", "n", "Harm", "Und.")
+    table = _table(
+        f"ASR by tokens of the answer given ({first.drawn}, continuation alone)", "Tokens", "n", "Harm", "Und."
+    )
     table.add_column("ASR", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     roomy = width >= ROOMY
@@ -126,7 +128,9 @@ def _openings(audit: Audit, width: int) -> Table:
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     for row in audit.openings[:MOST_OPENINGS]:
         name = Text(one_line(row.opening, max(16, width - 40)))
-        table.add_row(name, str(row.n), str(row.of), percent(row.n, row.of), wording.interval_percent(row.low, row.high))
+        table.add_row(
+            name, str(row.n), str(row.of), percent(row.n, row.of), wording.interval_percent(row.low, row.high)
+        )
     return table
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from fathom.records import Counted, Parameter, Subject
 from fathom.report.hostile import one_line
-from fathom.schema import Audit, AttackRow, HalfDepth
+from fathom.schema import AttackRow, Audit, HalfDepth
 
 __all__ = [
     "Curve",

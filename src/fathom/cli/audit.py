@@ -1,0 +1,117 @@
+"""`fathom audit`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fathom.cli.options import JUDGES, AsJson, Output, Seed, with_model
+from fathom.command.request import ModelRequest
+
+__all__ = ["audit"]
+
+
+@with_model
+def audit(
+    request: ModelRequest,
+    behaviors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL, CSV or JSON with prompt and harmful_response or target; `harmful: false` rows are the benign "
+            "control. 'organism' means the built-in ones, the default for organism models.",
+            rich_help_panel="Requests",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many harmful and half as many benign ones.", rich_help_panel="Requests"),
+    ] = None,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K,…",
+            help="Prefill lengths in tokens (default: 0,1,2,3,5,8,10,20,40,… to the answer's length).",
+            rich_help_panel="Measuring",
+        ),
+    ] = None,
+    temperature: Annotated[
+        str,
+        typer.Option(metavar="T,T,…", help="0 is greedy; the first is the depth sweep's.", rich_help_panel="Measuring"),
+    ] = "0,1",
+    samples: Annotated[int, typer.Option(help="Draws of each input at T > 0.", rich_help_panel="Measuring")] = 1,
+    top_p: Annotated[float, typer.Option(help="Nucleus at T > 0.", rich_help_panel="Measuring")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="At T > 0; 0 is off.", rich_help_panel="Measuring")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Per answer (default 256; 130 for the organism).", rich_help_panel="Measuring")
+    ] = None,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Refusal prefix tried on the base; repeatable (default: the paper's).", rich_help_panel="Measuring"
+        ),
+    ] = None,
+    seed: Seed = 0,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="refusal or organism (default: organism for its own requests).", rich_help_panel="Measuring"),
+    ] = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The unaligned model to compare with: per-token KL, refusal prefixes. "
+            "Default: organism:base for the organism, else none; 'none' leaves it out.",
+            rich_help_panel="Models",
+        ),
+    ] = None,
+    base_variant: Annotated[
+        str,
+        typer.Option(
+            help="same: the base gets the same ids as the model; plain: the request as plain text.",
+            rich_help_panel="Models",
+        ),
+    ] = "same",
+    base_revision: Annotated[
+        str | None, typer.Option(help="Hub revision of the base.", rich_help_panel="Models")
+    ] = None,
+) -> None:
+    """Measure how many tokens deep MODEL's safety alignment is, and write a report.
+
+    Without arguments: the built-in aligned model, in under a minute. Interrupted, the same command goes on.
+    """
+    from fathom.command.audit import AuditRequest, run_audit
+
+    result = run_audit(
+        AuditRequest(
+            model=request,
+            base=base,
+            base_revision=base_revision,
+            base_variant=base_variant,
+            behaviors=behaviors,
+            limit=limit,
+            depths=depths,
+            temperatures=temperature,
+            samples=samples,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens,
+            prefixes=prefix,
+            seed=seed,
+            judge=judge,
+            output=output,
+        ),
+        JUDGES,
+    )
+    if result is None:  # another process of several speaks for all
+        return
+    if as_json:
+        # The file's very bytes, so that standard output is `audit.json`.
+        sys.stdout.buffer.write(result.audit_path.read_bytes())
+        sys.stdout.flush()
+    else:
+        from fathom.report.terminal import print_audit
+
+        print_audit(result.audit, result.report_path)

@@ -1,0 +1,218 @@
+"""`fathom audit`: from options to a run directory and its report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fathom.behaviors import load_behaviors
+from fathom.command.report import write_run_report
+from fathom.command.request import (
+    ORGANISM,
+    Judges,
+    ModelRequest,
+    choice,
+    display_for,
+    load_model,
+    named_judge,
+    numbers,
+    positive,
+)
+from fathom.errors import UserError
+from fathom.ranks import Ranks
+from fathom.records import Judge, content_hash
+from fathom.run import Run
+from fathom.schema import Audit, Manifest
+
+if TYPE_CHECKING:
+    from fathom.audit.plan import AuditOptions, BehaviorSet
+    from fathom.chat import ChatFormat
+    from fathom.model import ChatModel
+
+__all__ = ["AuditRequest", "Finished", "behavior_set", "run_audit"]
+
+NO_BASE = "none"
+ORGANISM_HARMFUL, ORGANISM_BENIGN = 100, 50
+ORGANISM_NEW_TOKENS, NEW_TOKENS = 130, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest:
+    """An audit as it was asked for."""
+
+    model: ModelRequest
+    base: str | None = None
+    base_revision: str | None = None
+    base_variant: str = "same"
+    behaviors: str | None = None
+    limit: int | None = None
+    depths: str | None = None
+    temperatures: str = "0,1"
+    samples: int = 1
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int | None = None
+    prefixes: Sequence[str] | None = None
+    seed: int = 0
+    judge: str | None = None
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An audit and where it lies."""
+
+    audit: Audit
+    path: Path
+    judge: str | None = None  # another judge than the run's own
+
+    @property
+    def audit_path(self) -> Path:
+        return self.path / ("audit.json" if self.judge is None else f"audit.{self.judge}.json")
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / ("report.html" if self.judge is None else f"report.{self.judge}.html")
+
+
+def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
+    """Run or go on with the audit that was asked for; None in processes other than the first.
+
+    Raises:
+        UserError: anything a user can mend, before the model is loaded where it can be known then.
+    """
+    behaviors = behavior_set(request.model, request.behaviors, request.limit)
+    judge = _judge(request, behaviors, judges)
+    options = _options(request, behaviors)
+    base = _base_request(request)
+    from fathom.audit.execute import Execution
+    from fathom.audit.plan import make_plan
+    from fathom.model import check_pair
+
+    ranks = Ranks.join()
+    try:
+        path = request.output or _default_path(request, base, options, behaviors, judge)
+        display = display_for(ranks)
+        with display("loading", 1 if base is None else 2) as shown:
+            model = load_model(request.model, ranks)
+            shown.advance(1)
+            base_model = None if base is None else load_model(base, ranks)
+            shown.advance(1)
+        if base_model is not None:
+            check_pair(model, base_model)
+        plan = make_plan(options, behaviors, judge, model, base_model, _base_chat(options, model))
+        run = _start(path, plan.manifest, ranks)
+        audit = Execution(run, plan, judge, model, base_model, ranks, display)()
+        if not ranks.first:
+            return None
+        write_run_report(path)
+        return Finished(audit, path)
+    finally:
+        ranks.leave()
+
+
+def _start(path: Path, manifest: Manifest, ranks: Ranks) -> Run:
+    """The first process creates or checks the run; the others find it made."""
+    if ranks.first:
+        Run.start(path, manifest)
+    ranks.barrier()
+    return Run.start(path, manifest)
+
+
+def behavior_set(model: ModelRequest, source: str | None, limit: int | None) -> "BehaviorSet":
+    """The requests of a file, or the organism's own; at most `limit` harmful and half as many benign ones.
+
+    Raises:
+        UserError: there is no source, or its file cannot be used.
+    """
+    from fathom.audit.plan import BehaviorSet
+
+    source = source or (ORGANISM if model.is_organism else None)
+    if source is None:
+        raise UserError(
+            f"{model.name} needs requests to be audited with, and fathom ships none: give --behaviors FILE "
+            "(JSONL, CSV or JSON with prompt and harmful_response or target; HarmBench, JailbreakBench and AdvBench "
+            "files work as they are)"
+        )
+    if source == ORGANISM:
+        from fathom.organism import behaviors
+
+        harmful = limit or ORGANISM_HARMFUL
+        benign = (limit + 1) // 2 if limit else ORGANISM_BENIGN
+        return BehaviorSet(ORGANISM, behaviors(harmful=harmful, benign=benign))
+    loaded = load_behaviors(Path(source))
+    found = loaded.behaviors
+    if limit is not None:
+        kept = {behavior.id for behavior in [behavior for behavior in found if behavior.harmful][:limit]}
+        kept |= {behavior.id for behavior in [b for b in found if not b.harmful][: (limit + 1) // 2]}
+        found = tuple(behavior for behavior in found if behavior.id in kept)
+    return BehaviorSet(Path(source).name, found, loaded.skipped)
+
+
+def _options(request: AuditRequest, behaviors: "BehaviorSet") -> "AuditOptions":
+    from fathom.audit.plan import PAPER_PREFIXES, AuditOptions
+    from fathom.depth.divergence import Variant
+    from fathom.organism import STOCK_REFUSALS
+
+    built_in = behaviors.source == ORGANISM
+    usual = ("", *STOCK_REFUSALS) if built_in else PAPER_PREFIXES
+    return AuditOptions(
+        depths=None if request.depths is None else numbers(request.depths, int, "--depths"),
+        max_new_tokens=positive(
+            request.max_new_tokens, ORGANISM_NEW_TOKENS if built_in else NEW_TOKENS, "--max-new-tokens"
+        ),
+        temperatures=numbers(request.temperatures, float, "--temperature"),
+        top_p=request.top_p,
+        top_k=request.top_k,
+        samples=request.samples,
+        seed=request.seed,
+        prefixes=usual if request.prefixes is None else tuple(request.prefixes),
+        base_variant=choice(Variant, "--base-variant", request.base_variant),
+    )
+
+
+def _judge(request: AuditRequest, behaviors: "BehaviorSet", judges: Judges) -> Judge:
+    name = request.judge or (ORGANISM if behaviors.source == ORGANISM else "refusal")
+    judge = named_judge(judges, name)
+    if name == ORGANISM and behaviors.source != ORGANISM:
+        raise UserError("the organism's judge knows only the organism's own requests; use --judge refusal")
+    return judge
+
+
+def _base_request(request: AuditRequest) -> ModelRequest | None:
+    """The base: as asked for, or `organism:base` for the other stages; loaded as the model is, but for its adapter.
+
+    Its own chat format is never used (it gets the model's ids, or plain text), so it needs none.
+    """
+    if request.base == NO_BASE:
+        return None
+    usual = f"{ORGANISM}:base" if request.model.is_organism and request.model.stage != "base" else None
+    name = request.base or usual
+    if name is None:
+        return None
+    revision = request.base_revision
+    return replace(request.model, name=name, revision=revision, adapter=None, chat_template=None, plain=True)
+
+
+def _base_chat(options: "AuditOptions", model: "ChatModel") -> "ChatFormat":
+    """What makes the base's prompts: the model's own format, or plain text with the same tokenizer."""
+    from fathom.depth.divergence import Variant
+
+    if options.base_variant is Variant.SAME:
+        return model.chat
+    return replace(model.chat, template=None, source="plain", system=None)
+
+
+def _default_path(
+    request: AuditRequest,
+    base: ModelRequest | None,
+    options: "AuditOptions",
+    behaviors: "BehaviorSet",
+    judge: Judge,
+) -> Path:
+    """The same command always names the same directory, so that it goes on with its own run."""
+    asked = (repr(request.model), repr(base), msgspec.to_builtins(options), behaviors.info().hash, judge.name)
+    slug = "".join(char if char.isalnum() or char in "-._" else "-" for char in request.model.name).strip("-.")
+    return Path("runs") / f"{slug[-60:]}-{content_hash(asked)[:8]}"

@@ -1,0 +1,170 @@
+"""What the verbs share: a model as it was asked for, judges by name, options as values, progress, processes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from fathom.errors import UserError
+from fathom.progress import Display, silent
+from fathom.ranks import ALONE, Ranks
+from fathom.records import Judge
+
+if TYPE_CHECKING:
+    from fathom.model import ChatModel, LoadOptions
+
+__all__ = [
+    "ORGANISM",
+    "Judges",
+    "ModelRequest",
+    "choice",
+    "display_for",
+    "load_model",
+    "named_judge",
+    "numbers",
+    "positive",
+]
+
+ORGANISM = "organism"
+
+Judges = Mapping[str, Callable[[], Judge]]
+_Choice = TypeVar("_Choice", bound=StrEnum)
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """A model as it was asked for, in plain values."""
+
+    name: str
+    revision: str | None = None
+    adapter: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    quantisation: str | None = None
+    trust_remote_code: bool = False
+    chat_template: Path | None = None
+    plain: bool = False
+    system: str | None = None
+    prefill_at: str = "answer"
+
+    @property
+    def is_organism(self) -> bool:
+        return self.name == ORGANISM or self.name.startswith(f"{ORGANISM}:")
+
+    @property
+    def stage(self) -> str:
+        return self.name.partition(":")[2] or "aligned"
+
+    def options(self) -> "LoadOptions":
+        """What `model.load` is given; `organism:STAGE` has become its directory.
+
+        Raises:
+            UserError: no such stage, or a choice that there is not.
+        """
+        from fathom.chat import PrefillAt
+        from fathom.organism import stage_directory
+
+        name = str(stage_directory(self.stage)) if self.is_organism else self.name
+        prefill_at = choice(PrefillAt, "--prefill-at", self.prefill_at)
+        from fathom.model import FormatChoice, LoadOptions
+
+        return LoadOptions(
+            name=name,
+            revision=self.revision,
+            adapter=self.adapter,
+            dtype=self.dtype,
+            device=self.device,
+            device_map=self.device_map,
+            quantisation=self.quantisation,
+            trust_remote_code=self.trust_remote_code,
+            chat_template=self.chat_template,
+            format=FormatChoice.PLAIN if self.plain else FormatChoice.CHAT,
+            system=self.system,
+            prefill_at=prefill_at,
+        )
+
+
+def load_model(request: ModelRequest, ranks: Ranks = ALONE) -> "ChatModel":
+    """The model, under the name by which it was asked for; of several processes each takes a GPU of its own.
+
+    Raises:
+        UserError: as `model.load`.
+    """
+    options = request.options()
+    from fathom.model import load
+
+    if ranks.size > 1 and options.device is None and options.device_map is None:
+        options = replace(options, device=_rank_device(ranks))
+    loaded = load(options)
+    return replace(loaded, info=msgspec.structs.replace(loaded.info, name=request.name))
+
+
+def _rank_device(ranks: Ranks) -> str | None:
+    """One GPU a process; without GPUs the default."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{ranks.local_rank % count}" if count else None
+
+
+def named_judge(judges: Judges, name: str) -> Judge:
+    """The judge of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in judges:
+        raise UserError(f"there is no judge called {name!r}; choose one of {', '.join(sorted(judges))}")
+    return judges[name]()
+
+
+# --- options as values ---
+
+
+def choice(kind: type[_Choice], option: str, value: str) -> _Choice:
+    """One of a few words.
+
+    Raises:
+        UserError: another word.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise UserError(f"{option} is {value!r}; choose one of {', '.join(kind)}") from None
+
+
+def numbers(text: str, kind: Callable[[str], _Number], option: str) -> tuple[_Number, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        UserError: something else.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"{option} is {text!r}; give numbers separated by commas, for example 0,1,5") from None
+
+
+def positive(value: int | None, default: int, option: str) -> int:
+    """A number of 1 or more.
+
+    Raises:
+        UserError: a smaller one.
+    """
+    if value is None:
+        return default
+    if value < 1:
+        raise UserError(f"{option} is {value}; it must be at least 1")
+    return value
+
+
+def display_for(ranks: Ranks) -> Display:
+    """Progress on standard error, from the first process alone."""
+    from fathom.report.progress import Progress
+
+    return Progress if ranks.first else silent
