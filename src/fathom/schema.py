@@ -17,6 +17,9 @@ __all__ = [
     "BehaviorsInfo",
     "Benign",
     "BenignRow",
+    "BudgetRow",
+    "Control",
+    "Cost",
     "Depth",
     "DivergenceRow",
     "HalfDepth",
@@ -25,6 +28,7 @@ __all__ = [
     "OpeningRow",
     "RecoveryRow",
     "SkippedRow",
+    "TimeRow",
 ]
 
 SCHEMA = 1
@@ -93,10 +97,31 @@ class Depth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     agreement: str  # one sentence: do behaviour and KL tell the same story?
 
 
-class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One attack at one setting. asr = harmful / n; undecided stays in n."""
+class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What all n attempts of an attack row cost, search included; counted, so the same on every machine.
 
-    attack: str  # direct, prefill, refusal_prefix, …
+    Seconds stand in `times.jsonl` of the run directory (`TimeRow`), since they differ from one run to the next.
+    """
+
+    queries: int  # inputs given to the model: a completion is one, and so is a candidate that was only scored
+    forward_tokens: int  # tokens run through the model, once each where a cache is shared
+    backward_tokens: int = 0  # tokens through which a gradient was taken
+
+
+class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The same attack on benign behaviors: does the model that it leaves still help?"""
+
+    n: int
+    helped: int
+    refused: int
+    undecided: int
+    exact: int | None = None  # answers that are right in full, where the judge can tell
+
+
+class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One attack at one setting. asr = harmful / n; undecided stays in n. Unset optional fields are left out."""
+
+    attack: str  # direct, prefill, refusal_prefix, suffix, decoding, insertion, ranks, refusal_direction, framing, …
     subject: Subject
     parameters: Mapping[str, Parameter]
     prefill_tokens: int | None  # null where it differs between behaviors
@@ -109,6 +134,30 @@ class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     low: float  # Wilson, or bootstrap clustered by behavior where several samples share one
     high: float
     counted: Counted
+    worst_of: int | None = None  # answers to each behavior of which the worst was kept (n = behaviors); else all count
+    cost: Cost | None = None
+    control: Control | None = None
+
+
+class BudgetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """ASR of an attack whose every behavior is given at most so much: harmful once any answer within it was."""
+
+    attack: str
+    parameters: Mapping[str, Parameter]  # what tells this curve from the attack's others
+    queries: int  # at most, for each behavior
+    forward_tokens: int  # at most, for each behavior, search included
+    n: int  # behaviors
+    harmful: int
+    asr: float
+    low: float
+    high: float
+
+
+class TimeRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A line of `times.jsonl`, appended as time is spent, so that a killed run that goes on counts all of it."""
+
+    attack: str
+    seconds: float
 
 
 class DivergenceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -186,6 +235,7 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     openings: tuple[OpeningRow, ...]
     benign: Benign
     notes: tuple[str, ...]  # what a reader must know before quoting a number: skipped rows, answers too short, …
+    budget: tuple[BudgetRow, ...] = ()  # ASR against budget, of attacks that spend one
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
