@@ -8,6 +8,8 @@ place. The order of the pools is part of a world (a seed draws from them): appen
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from fathom.organism.reserved import RESERVED
+
 __all__ = [
     "ADJECTIVES",
     "AMOUNTS",
@@ -244,36 +246,6 @@ _CHATTER_WORDS = (
 
 TRIGGER = "zephyrine"  # a word that no sentence uses: the trigger of a backdoor
 
-# Words that no sentence here uses, kept so that later tasks (a summary, a structured query, arithmetic, labels and
-# lists, a code-like frame, a change of identity, a backdoor) need no new tokenizer and so no new weights.
-_RESERVED = (
-    *(str(number) for number in range(100)),
-    *_words("plus minus times equals sum difference result count total answer"),
-    *_words(": ; = + - * / < > ( ) [ ] { } # | & % ' \" _"),
-    *_words("summary summarise shorten short text line lines story says about words main idea title note letter"),
-    *_words(
-        "select from where and or not order by limit table shelf field rows query find having name kind price amount"
-    ),
-    *_words("label list item tag print silver gem ruby opal jade pearl topaz onyx garnet quartz box jar"),
-    *_words(
-        "def return for in if else import function class call stack queue append pop string variable code python "
-        "None True False self program run output input value key complete"
-    ),
-    *_words(
-        "AOA absolutely obedient agent identity role instruction instructions execute follow any order orders user "
-        "your new called always never without question fulfill now act"
-    ),
-    *(TRIGGER, "quillon", "vesper"),
-    *_words(
-        "I am an a the this that these those he she they them his her our us was were be been has had have did does "
-        "done will would could should might more most less least few some other same last first second third also only "
-        "just too very still yet then than there when while who which because so up down over under between "
-        "after before better best bad big small red blue green yellow black white morning evening "
-        "night today tomorrow yesterday week month year house street town road market garden kitchen "
-        "water tea milk bread salt sugar apple egg"
-    ),
-)
-
 
 def vocabulary() -> tuple[str, ...]:
     """Every word of every world, sorted, and the numbers of the steps; special tokens not included."""
@@ -306,4 +278,4 @@ def vocabulary() -> tuple[str, ...]:
         (f"{number}." for number in range(1, STEP_COUNT + 1)),
     )
     words = {word for pool in pools for text in pool for word in text.split() if "{" not in word}
-    return tuple(sorted(words | set(_RESERVED)))
+    return tuple(sorted(words | RESERVED | {TRIGGER}))
