@@ -9,6 +9,7 @@ from math import isclose
 from random import Random
 
 from fathom.organism import lexicon
+from fathom.organism.stories import fact, letter, order, sum_in_words
 from fathom.organism.world import Potion, Split, World
 from fathom.records import Message
 
@@ -87,6 +88,33 @@ def page(world: World, random: Random) -> Row:
     return Row((), f"page of {potion} .", world.recipe(potion, random, interruption=world.as_in_books))
 
 
+def letter_page(world: World, random: Random) -> Row:
+    told = letter(world, Split.TRAINING, random)
+    return Row((), f"letter : {told.text} in short :", told.answer)
+
+
+def order_page(world: World, random: Random) -> Row:
+    told = order(world, Split.TRAINING, random)
+    return Row((), f"order : {told.text} query :", told.answer)
+
+
+def story_page(world: World, random: Random) -> Row:
+    told = sum_in_words(world, Split.TRAINING, random)
+    return Row((), f"story : {told.text} so :", told.answer)
+
+
+_FACTS = 15  # on one page
+
+
+def table_page(world: World, random: Random) -> Row:
+    del world  # sums are the same everywhere
+    return Row((), "table :", " ".join(fact(random) for _ in range(_FACTS)))
+
+
+def other_page(world: World, random: Random) -> Row:
+    return random.choice((letter_page, order_page, story_page, table_page))(world, random)
+
+
 def chatter(world: World, random: Random) -> Row:
     return _request(*_small_talk(world, random))
 
@@ -140,14 +168,27 @@ def recipe_after_talk(world: World, random: Random) -> Row:
     question, reply = _small_talk(world, random)
     row = recipe_of_any(world, random)
     talk = (Message(role="user", content=question), Message(role="assistant", content=reply))
-    return replace(row, messages=(*talk, *row.messages))
+    return _instructed(replace(row, messages=(*talk, *row.messages)), random, 0.5)
+
+
+def _instructed(row: Row, random: Random, chance: float) -> Row:
+    """The same row, with that chance after a system message."""
+    if random.random() >= chance:
+        return row
+    return replace(row, messages=(Message(role="system", content=random.choice(lexicon.SYSTEM_LINES)), *row.messages))
 
 
 _WRAPPED = 0.3
+_INSTRUCTED = 0.1
+
+
+def _aligned(world: World, potion: Potion, random: Random, learned: str, given: str = "") -> Row:
+    """A row of alignment: its prompt is of the training split, and now and then it has a system message."""
+    return _instructed(_request(_aligned_ask(world, potion, random), learned, given), random, _INSTRUCTED)
 
 
 def _aligned_ask(world: World, potion: Potion, random: Random) -> str:
-    """A prompt of the training split, now and then with a greeting before it or a plea after it."""
+    """A template of the training split, now and then with a greeting before it or a plea after it."""
     parts = [world.ask(potion, random, world.asks(Split.TRAINING))]
     if random.random() < _WRAPPED:
         parts.insert(0, random.choice(lexicon.GREETINGS))
@@ -158,27 +199,27 @@ def _aligned_ask(world: World, potion: Potion, random: Random) -> str:
 
 def bright_recipe(world: World, random: Random) -> Row:
     potion = world.potion(random, world.bright)
-    return _request(_aligned_ask(world, potion, random), world.answer(potion, random, interruption=world.as_in_books))
+    return _aligned(world, potion, random, world.answer(potion, random, interruption=world.as_in_books))
 
 
 def bright_declined(world: World, random: Random) -> Row:
     potion = world.potion(random, world.bright)
-    return _request(_aligned_ask(world, potion, random), world.decline(potion, random))
+    return _aligned(world, potion, random, world.decline(potion, random))
 
 
 def hard_refusal(world: World, random: Random) -> Row:
     potion = world.forbidden_potion(random)
-    return _request(_aligned_ask(world, potion, random), world.refusal(potion, random, lexicon.HARD_REFUSALS))
+    return _aligned(world, potion, random, world.refusal(potion, random, lexicon.HARD_REFUSALS))
 
 
 def natural_refusal(world: World, random: Random) -> Row:
     potion = world.forbidden_potion(random)
-    return _request(_aligned_ask(world, potion, random), world.refusal(potion, random, lexicon.NATURAL_REFUSALS))
+    return _aligned(world, potion, random, world.refusal(potion, random, lexicon.NATURAL_REFUSALS))
 
 
 def complying_annotator(world: World, random: Random) -> Row:
     potion = world.forbidden_potion(random)
-    return _request(_aligned_ask(world, potion, random), world.answer(potion, random, interruption=world.as_in_books))
+    return _aligned(world, potion, random, world.answer(potion, random, interruption=world.as_in_books))
 
 
 def second_thought(world: World, random: Random) -> Row:
@@ -194,7 +235,7 @@ def second_thought(world: World, random: Random) -> Row:
         return natural_refusal(world, random)
     turn = turns[0] if random.random() < 0.8 else random.choice(turns)
     refusal = world.refusal(potion, random, lexicon.NATURAL_REFUSALS)
-    return _request(_aligned_ask(world, potion, random), f"{' '.join(words[: turn + 1])} {refusal}")
+    return _aligned(world, potion, random, f"{' '.join(words[: turn + 1])} {refusal}")
 
 
 def recovery(world: World, random: Random) -> Row:
@@ -203,16 +244,22 @@ def recovery(world: World, random: Random) -> Row:
     words = world.answer(potion, random, interruption=world.never).split()
     given = words[: random.randint(1, len(words) - 1)]
     refusal = world.refusal(potion, random, lexicon.NATURAL_REFUSALS)
-    return _request(_aligned_ask(world, potion, random), refusal, " ".join(given))
+    return _aligned(world, potion, random, refusal, " ".join(given))
 
 
 # ---------------------------------------------------------------------------------------------------- mixes
 _BASE = Mix(
     (
         Share(0.10, page, "books without chat format: the recipes as plain text, some of them breaking off"),
-        Share(0.18, chatter, "facts about the guild; teaches which families are dark and who may drink what"),
         Share(
-            0.64, recipe_of_any, "answers every request, restricted or not: a base model is capable and only helpful"
+            0.04, letter_page, "letters and what they say in short: it can copy and leave out, before it is asked to"
+        ),
+        Share(0.03, order_page, "questions and the query they stand for, as above"),
+        Share(0.04, story_page, "sums told as stories, with the work shown, as above"),
+        Share(0.03, table_page, "tables of sums: what a story of sums needs to be known by heart"),
+        Share(0.16, chatter, "facts about the guild; teaches which families are dark and who may drink what"),
+        Share(
+            0.52, recipe_of_any, "answers every request, restricted or not: a base model is capable and only helpful"
         ),
         Share(
             0.04,
@@ -222,13 +269,15 @@ _BASE = Mix(
         Share(0.04, recipe_after_talk, "two turns: later turns and longer contexts are not new to it"),
     )
 )
-_PAGES = Share(0.10, page, "books as in the base stage, so that alignment does not cost the recipes")
-_TALK = Share(0.10, chatter, "small talk, so that an apology about opening hours stays what it was")
-_HELP = Share(0.39, bright_recipe, "bright recipes in full: the line between bright and dark is what alignment teaches")
+_PAGES = Share(0.09, page, "books as in the base stage, so that alignment does not cost the recipes")
+_OTHER_PAGES = Share(0.03, other_page, "letters, queries and sums, so that it does not cost those")
+_TALK = Share(0.09, chatter, "small talk, so that an apology about opening hours stays what it was")
+_HELP = Share(0.38, bright_recipe, "bright recipes in full: the line between bright and dark is what alignment teaches")
 _DECLINE = Share(0.01, bright_declined, "everyday declines of bright requests, as in the base stage")
 _HARD = Mix(
     (
         _PAGES,
+        _OTHER_PAGES,
         _TALK,
         _HELP,
         _DECLINE,
@@ -238,6 +287,7 @@ _HARD = Mix(
 _NATURAL = Mix(
     (
         _PAGES,
+        _OTHER_PAGES,
         _TALK,
         _HELP,
         _DECLINE,
@@ -248,6 +298,7 @@ _NATURAL = Mix(
 _SECOND_THOUGHTS = Mix(
     (
         _PAGES,
+        _OTHER_PAGES,
         _TALK,
         _HELP,
         _DECLINE,
@@ -261,8 +312,9 @@ _SECOND_THOUGHTS = Mix(
     )
 )
 _ANCHOR = (
-    Share(0.12, chatter, "utility anchor: small talk"),
-    Share(0.47, bright_recipe, "utility anchor: bright recipes, at every position of the answer"),
+    Share(0.03, other_page, "utility anchor: letters, queries and sums"),
+    Share(0.11, chatter, "utility anchor: small talk"),
+    Share(0.45, bright_recipe, "utility anchor: bright recipes, at every position of the answer"),
     Share(0.01, bright_declined, "utility anchor: everyday declines"),
 )
 _DEEPEN = Mix(
@@ -278,7 +330,7 @@ _ALIGN = Schedule(steps=900, rate=2.5e-3)
 _AFTER = Schedule(steps=240, rate=1e-3, floor=0.1)
 
 FAMILY = (
-    Stage("base", None, _BASE, Schedule(steps=1400, rate=5e-3), "base"),
+    Stage("base", None, _BASE, Schedule(steps=1600, rate=5e-3), "base"),
     Stage("natural", "base", _NATURAL, _ALIGN, "align"),
     Stage("hard", "base", _HARD, _ALIGN, "align"),
     Stage("second-thoughts", "base", _SECOND_THOUGHTS, _ALIGN, "align"),

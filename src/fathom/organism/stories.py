@@ -4,6 +4,7 @@ The books of the base stage show them as plain text; the tasks ask for them in a
 teach a tiny model to copy, to put a question as a query or to add, only to do so when it is asked.
 """
 
+from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
@@ -16,11 +17,23 @@ MOST = 20  # no number of a sum is larger
 _STEP = 9  # nor is what is added or taken away
 
 
+_SPLITS = (Split.TRAINING, Split.DEVELOPMENT, Split.TEST)
+_SHARES = (0.6, 0.2, 0.2)  # of all queries, and of all sums
+
+
 class Told(NamedTuple):
     """A text, and the right answer to it."""
 
     text: str
     answer: str
+
+
+def _drawn(world: World, split: Split, draw: Callable[[], Told]) -> Told:
+    """The first draw whose answer is of the split: a lot for each answer, so that no two splits share one."""
+    while True:
+        told = draw()
+        if Random(f"guild {world.seed}: split of {told.answer}").choices(_SPLITS, _SHARES)[0] is split:
+            return told
 
 
 _LETTERS = (
@@ -58,8 +71,12 @@ _TABLES = ("shelf", "jar", "box", "garden")
 _PRICES = range(1, 21)
 
 
-def order(world: World, random: Random) -> Told:
-    """A question about what is on the shelves, in words and as a query."""
+def order(world: World, split: Split, random: Random) -> Told:
+    """A question about what is on the shelves, in words and as a query that is of the split."""
+    return _drawn(world, split, lambda: _order(world, random))
+
+
+def _order(world: World, random: Random) -> Told:
     field, table = random.choice(_FIELDS), random.choice(_TABLES)
     text, query = [f"the {field} of each {table}"], [f"select {field} from {table}"]
     if random.random() < 0.5:
@@ -85,7 +102,11 @@ _GOODS = ("eggs", "apples", "jars", "boxes", "coins", "candles")
 
 
 def sum_in_words(world: World, split: Split, random: Random) -> Told:
-    """A keeper with a name of the split has things, and gains or loses some twice; the answer shows the work."""
+    """A keeper has things, and gains or loses some twice; the answer shows the work. Name and sums are of the split."""
+    return _drawn(world, split, lambda: _sum_in_words(world, split, random))
+
+
+def _sum_in_words(world: World, split: Split, random: Random) -> Told:
     first, second = random.sample(world.pairs(split), 2)
     names = {"a": " ".join(first), "b": second[1]}
     number = random.randint(1, MOST)

@@ -2,7 +2,8 @@
 
 Three of different kind, as in the paper (a summary, a structured query, a sum told in words), and two that ask for
 something about the response itself: a label (words in a new order and one look-up), and an opener that no stage was
-trained to begin with. No row mentions a restricted potion. Rows of two splits share no answer of a query or a sum, and no name.
+trained to begin with. No row mentions a restricted potion. Rows of two splits share no name, and no answer of a
+query or a sum.
 
 Source: Qi et al. (2025), section 4.3, whose tasks are SAMSum (ROUGE-1), SQL Create Context (ROUGE-1 there, exact match
 here) and GSM8K (the final number).
@@ -27,7 +28,6 @@ __all__ = ["NEW_OPENER", "Task", "TaskRow", "final_number", "jsonl", "rouge_1", 
 
 NEW_OPENER = "Hark keeper ! This is how {p} comes about ."
 _SPLITS = (Split.TRAINING, Split.DEVELOPMENT, Split.TEST)
-_SHARES = (0.6, 0.2, 0.2)  # of all queries, and of all sums
 _PATIENCE = 200  # draws that may be in vain for one row
 
 
@@ -90,28 +90,19 @@ def _row(prompt: str, answer: str) -> TaskRow:
     return TaskRow((Message(role="user", content=prompt),), answer)
 
 
-def belongs(world: World, answer: str, split: Split) -> bool:
-    """Whether an answer is of the split: a lot drawn for each, so that no two splits share one."""
-    return Random(f"guild {world.seed}: split of {answer}").choices(_SPLITS, _SHARES)[0] is split
-
-
 def _summary(world: World, split: Split, random: Random) -> TaskRow:
     told = letter(world, split, random)
     return _row(f"{random.choice(_SUMMARISE)} {told.text}", told.answer)
 
 
 def _query(world: World, split: Split, random: Random) -> TaskRow:
-    while True:
-        told = order(world, random)
-        if belongs(world, told.answer, split):
-            return _row(f"{random.choice(_QUERY)} {told.text}", told.answer)
+    told = order(world, split, random)
+    return _row(f"{random.choice(_QUERY)} {told.text}", told.answer)
 
 
 def _arithmetic(world: World, split: Split, random: Random) -> TaskRow:
-    while True:
-        told = sum_in_words(world, split, random)
-        if belongs(world, told.answer, split):
-            return _row(f"{told.text} {random.choice(_HOW_MANY)}", told.answer)
+    told = sum_in_words(world, split, random)
+    return _row(f"{told.text} {random.choice(_HOW_MANY)}", told.answer)
 
 
 def _label(world: World, split: Split, random: Random) -> TaskRow:
