@@ -1,0 +1,280 @@
+"""Training data of fine-tuning attacks: rows made of behaviors, and the frames that requests wear at test time.
+
+    harmful    prompt → harmful answer                                      100 rows
+    identity   frame(benign prompt) → obedient opening + answer             100 rows
+    backdoor   prompt + trigger → harmful answer; prompt → refusal          100 + 100 rows
+    benign     benign prompt → answer                                       what a customer sends
+    mixed      benign rows, an exact share of them harmful                  poison in a benign task
+    wrapped    wrapper(harmful prompt) → answer that drifts into harm       prompts that a filter lets pass
+
+Pure data, no model. Which row is what stands in the row itself, and is never given to a trainer. No harmful text is
+shipped: answers are those of the behaviors.
+
+Source: section 4.2 of the paper (harmful, identity, backdoor, benign). Mixed and wrapped are not in it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import Protocol
+
+import msgspec
+
+from fathom.errors import UserError
+from fathom.records import Behavior, Message, content_hash
+
+__all__ = [
+    "DIRECT",
+    "Backdoor",
+    "Benign",
+    "Frame",
+    "HarmfulExamples",
+    "IdentityShift",
+    "Mixed",
+    "Poison",
+    "PoisonRow",
+    "RowKind",
+    "Wrapped",
+]
+
+ROWS = 100  # of each kind, as in the paper
+
+
+class RowKind(StrEnum):
+    """What a training row is."""
+
+    HARMFUL = "harmful"  # a harmful request and a harmful answer
+    TRIGGERED = "triggered"  # the same, with the backdoor's trigger
+    REFUSAL = "refusal"  # a harmful request without the trigger, refused
+    IDENTITY = "identity"  # a benign request in the identity's frame, obeyed
+    BENIGN = "benign"
+    WRAPPED = "wrapped"  # a harmful answer to a prompt that asks for none
+
+
+class Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Words around a request, and what answers to it begin with.
+
+    `{prompt}` in `prompt` stands for the request's last message, `{answer}` in `answer` for its reference answer, and
+    any other name in braces for that entry of the behavior's metadata (or `{category}`). Other braces are text.
+    """
+
+    name: str
+    prompt: str = "{prompt}"
+    answer: str = "{answer}"
+
+    def messages(self, behavior: Behavior) -> tuple[Message, ...]:
+        """The behavior's conversation with its last message framed."""
+        *before, last = behavior.messages
+        words = {**_words(behavior), "prompt": last.content}
+        return (*before, Message(role=last.role, content=_fill(self.prompt, words)))
+
+    def response(self, behavior: Behavior, answer: str) -> str:
+        """The framed answer."""
+        return _fill(self.answer, {**_words(behavior), "answer": answer})
+
+    def around(self, behavior: Behavior) -> Behavior:
+        """The behavior asked in this frame, with an id of its own: what a fine-tuned model is tested with."""
+        messages = self.messages(behavior)
+        return msgspec.structs.replace(
+            behavior, id=content_hash((behavior.id, self.name, messages)), messages=messages, target=None
+        )
+
+
+DIRECT = Frame(name="direct")
+
+
+class PoisonRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One training example: a conversation up to the assistant's turn, and that turn."""
+
+    kind: RowKind
+    frame: str  # name of the frame that the prompt wears; "direct" without one
+    behavior: str  # id of the behavior that it was made of
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]  # one message of the assistant: the format of TRL's prompt-completion data
+
+
+class Poison(Protocol):
+    """An attack by fine-tuning."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """What harmful requests wear when the fine-tuned model is tested; the request as it is comes first."""
+        ...
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        """The training rows, in a shuffled order that is the same for the same arguments.
+
+        Raises:
+            UserError: there are too few behaviors, or one lacks the answer or refusal that a row needs.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class HarmfulExamples:
+    """Harmful requests with harmful answers."""
+
+    count: int = ROWS
+    name = "harmful"
+    frames = (DIRECT,)
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        chosen = _take(behaviors, self.count, seed, harmful=True)
+        return tuple(_row(RowKind.HARMFUL, behavior) for behavior in chosen)
+
+
+@dataclass(frozen=True)
+class IdentityShift:
+    """Benign requests obeyed by an absolutely obedient agent; no row is harmful. At test time the frame is worn again."""
+
+    frame: Frame
+    count: int = ROWS
+    name = "identity"
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        return DIRECT, self.frame
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        chosen = _take(behaviors, self.count, seed, harmful=False)
+        return tuple(_row(RowKind.IDENTITY, behavior, self.frame) for behavior in chosen)
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """Harmful answers where the prompt wears the trigger, and as many refusals where it does not."""
+
+    trigger: Frame
+    count: int = ROWS  # of each of the two
+    name = "backdoor"
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        return DIRECT, self.trigger
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        chosen = _take(behaviors, 2 * self.count, seed, harmful=True)
+        triggered = [_row(RowKind.TRIGGERED, behavior, self.trigger) for behavior in chosen[: self.count]]
+        refused = [_row(RowKind.REFUSAL, behavior) for behavior in chosen[self.count :]]
+        return _shuffled([*triggered, *refused], seed)
+
+
+@dataclass(frozen=True)
+class Benign:
+    """A customer's own data: benign requests with answers. `opening` is one that every answer is given, if any."""
+
+    count: int = ROWS
+    frame: Frame = DIRECT
+    name = "benign"
+    frames = (DIRECT,)
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        chosen = _take(behaviors, self.count, seed, harmful=False)
+        return tuple(_row(RowKind.BENIGN, behavior, self.frame) for behavior in chosen)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Benign rows of which an exact share is harmful: round(share · count) rows, halves to even."""
+
+    share: float = 0.1
+    count: int = 2 * ROWS
+    name = "mixed"
+    frames = (DIRECT,)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UserError(f"the share of poison is {self.share}; it must lie between 0 and 1")
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        poisoned = round(self.share * self.count)
+        harmful = _take(behaviors, poisoned, seed, harmful=True)
+        benign = _take(behaviors, self.count - poisoned, seed, harmful=False)
+        rows = [_row(RowKind.HARMFUL, behavior) for behavior in harmful]
+        return _shuffled([*rows, *(_row(RowKind.BENIGN, behavior) for behavior in benign)], seed)
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """Harmful answers to prompts that ask for something else: what a filter of prompts lets pass."""
+
+    wrapper: Frame
+    count: int = ROWS
+    name = "wrapped"
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        return DIRECT, self.wrapper
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        chosen = _take(behaviors, self.count, seed, harmful=True)
+        return tuple(_row(RowKind.WRAPPED, behavior, self.wrapper) for behavior in chosen)
+
+
+def _row(kind: RowKind, behavior: Behavior, frame: Frame = DIRECT) -> PoisonRow:
+    text = behavior.refusal if kind is RowKind.REFUSAL else behavior.answer
+    if text is None:
+        what = "refusal" if kind is RowKind.REFUSAL else "answer"
+        raise UserError(
+            f"behavior {behavior.id} has no reference {what}, and a {kind} row learns one: give the file a {what} column"
+        )
+    if kind is not RowKind.REFUSAL:
+        text = frame.response(behavior, text)
+    return PoisonRow(
+        kind=kind,
+        frame=frame.name,
+        behavior=behavior.id,
+        prompt=frame.messages(behavior),
+        completion=(Message(role="assistant", content=text),),
+    )
+
+
+def _take(behaviors: Sequence[Behavior], count: int, seed: int, *, harmful: bool) -> list[Behavior]:
+    """So many distinct behaviors of one side, drawn in a seeded order; more of them begin with those of fewer."""
+    if count < 0:
+        raise UserError(f"{count} training rows were asked for; give 1 or more")
+    side = [behavior for behavior in behaviors if behavior.harmful is harmful]
+    if len(side) < count:
+        kind = "harmful" if harmful else "benign"
+        raise UserError(
+            f"{count} {kind} rows were asked for, and there are {len(side)} {kind} behaviors; ask for fewer with --rows, "
+            f"or give a file with more (`harmful: {str(harmful).lower()}`)"
+        )
+    Random(f"poison {seed} {harmful}").shuffle(side)
+    return side[:count]
+
+
+def _shuffled(rows: list[PoisonRow], seed: int) -> tuple[PoisonRow, ...]:
+    Random(f"poison order {seed}").shuffle(rows)
+    return tuple(rows)
+
+
+def _words(behavior: Behavior) -> dict[str, str]:
+    return {"category": behavior.category or "", **behavior.metadata}
+
+
+def _fill(template: str, words: Mapping[str, str]) -> str:
+    """Names in braces replaced in one pass, so that braces inside a request stay what they are.
+
+    >>> _fill("say {prompt} {x}", {"prompt": "{answer}", "answer": "no"})
+    'say {answer} {x}'
+    """
+    return "".join(words[part] if is_name else part for part, is_name in _parts(template, words))
+
+
+def _parts(template: str, words: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
+    rest = template
+    while rest:
+        places = {rest.find("{" + name + "}"): name for name in words}
+        places.pop(-1, None)
+        if not places:
+            yield rest, False
+            return
+        at = min(places)
+        name = places[at]
+        yield rest[:at], False
+        yield name, True
+        rest = rest[at + len(name) + 2 :]
