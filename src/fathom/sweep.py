@@ -1,4 +1,4 @@
-"""`stress.json` and `dynamics.json`, field by field: what fine-tuning does to a model's safety, as data for any renderer.
+"""`stress.json` and `dynamics.json`, field by field: what fine-tuning does to a model's safety, for any renderer.
 
 A *cell* is one fine-tuned model: an attack's rows, an objective, and one setting of the optimiser. Every cell holds
 counts; rates and intervals stand beside them. Shares lie in [0, 1]; `low` and `high` are ends of 95 % intervals.
@@ -125,7 +125,7 @@ class Stress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class DynamicsRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One response position of the training rows after so many steps. `low`, `high`: normal 95 % of the mean over rows."""
+    """One response position of the training rows after so many steps; `low`, `high`: normal 95 % of a mean over rows."""
 
     step: int
     position: int  # 1 = the first response token

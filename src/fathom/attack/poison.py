@@ -128,7 +128,7 @@ class HarmfulExamples:
 
 @dataclass(frozen=True)
 class IdentityShift:
-    """Benign requests obeyed by an absolutely obedient agent; no row is harmful. At test time the frame is worn again."""
+    """Benign requests obeyed by an absolutely obedient agent; no row is harmful. The frame is worn again at test time."""
 
     frame: Frame
     count: int = ROWS
@@ -219,7 +219,7 @@ def _row(kind: RowKind, behavior: Behavior, frame: Frame = DIRECT) -> PoisonRow:
     if text is None:
         what = "refusal" if kind is RowKind.REFUSAL else "answer"
         raise UserError(
-            f"behavior {behavior.id} has no reference {what}, and a {kind} row learns one: give the file a {what} column"
+            f"behavior {behavior.id} has no reference {what}, and a {kind} row learns one: give the file a column of them"
         )
     if kind is not RowKind.REFUSAL:
         text = frame.response(behavior, text)
@@ -240,8 +240,8 @@ def _take(behaviors: Sequence[Behavior], count: int, seed: int, *, harmful: bool
     if len(side) < count:
         kind = "harmful" if harmful else "benign"
         raise UserError(
-            f"{count} {kind} rows were asked for, and there are {len(side)} {kind} behaviors; ask for fewer with --rows, "
-            f"or give a file with more (`harmful: {str(harmful).lower()}`)"
+            f"{count} {kind} rows were asked for, and there are {len(side)} {kind} behaviors; ask for fewer with "
+            f"--rows, or give a file with more (`harmful: {str(harmful).lower()}`)"
         )
     Random(f"poison {seed} {harmful}").shuffle(side)
     return side[:count]
