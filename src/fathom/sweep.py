@@ -125,7 +125,7 @@ class Stress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class DynamicsRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One response position of the training rows after so many steps; `low`, `high`: normal 95 % of a mean over rows."""
+    """One response position of the training rows after so many steps; normal 95 % intervals of the mean over rows."""
 
     step: int
     position: int  # 1 = the first response token

@@ -128,7 +128,7 @@ class HarmfulExamples:
 
 @dataclass(frozen=True)
 class IdentityShift:
-    """Benign requests obeyed by an absolutely obedient agent; no row is harmful. The frame is worn again at test time."""
+    """Benign requests obeyed by an absolutely obedient agent: no row is harmful. Tests wear the frame again."""
 
     frame: Frame
     count: int = ROWS
@@ -219,7 +219,7 @@ def _row(kind: RowKind, behavior: Behavior, frame: Frame = DIRECT) -> PoisonRow:
     if text is None:
         what = "refusal" if kind is RowKind.REFUSAL else "answer"
         raise UserError(
-            f"behavior {behavior.id} has no reference {what}, and a {kind} row learns one: give the file a column of them"
+            f"behavior {behavior.id} has no reference {what}, and a {kind} row learns one: give a file with them"
         )
     if kind is not RowKind.REFUSAL:
         text = frame.response(behavior, text)
