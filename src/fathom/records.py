@@ -22,6 +22,7 @@ __all__ = [
     "Judgement",
     "Label",
     "Message",
+    "Parameter",
     "Sampling",
     "Subject",
     "Verdict",
@@ -115,7 +116,8 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """One exact input to a model: ids, a response boundary, and how to sample. Make one with `Attempt.make`.
 
     `id` is a hash of everything that determines the completion, so the same attempt is never run twice; `seed` comes
-    from the run's seed and `id`, so order, batch size and resume change no draw.
+    from the run's seed and `id`, so order, batch size and resume change no draw. `parameters` are what all attempts of
+    one row of a table have in common; `found` is what a search brought for this one alone (its steps, loss, cost).
     """
 
     id: str
@@ -128,6 +130,7 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     sampling: Sampling
     sample: int
     seed: int
+    found: Mapping[str, Parameter] = {}
 
     @classmethod
     def make(
@@ -142,6 +145,7 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         parameters: Mapping[str, Parameter] | None = None,
         subject: Subject = Subject.MODEL,
         sample: int = 0,
+        found: Mapping[str, Parameter] | None = None,
     ) -> "Attempt":
         """Fill in `id` and `seed`. `sample` numbers repeated draws of the same input; greedy attempts have only 0."""
         prompt, prefill = tuple(prompt_ids), tuple(prefill_ids)
@@ -160,6 +164,7 @@ class Attempt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             sampling=sampling,
             sample=sample,
             seed=int(content_hash((run_seed, identity)), 16) % 2**63,
+            found=dict(sorted((found or {}).items())),
         )
 
 

@@ -3,9 +3,11 @@
     manifest.json               what the run is; written first, never changed
     behaviors.jsonl             the requests, as used
     attempts.jsonl              every input, exact ids
+    search.<attack>.jsonl       states of the attacks that look for something before they have inputs
     completions.jsonl           what the models wrote (completions.rank1.jsonl, … from further processes)
     divergence.jsonl            per-token KL of each behavior;  recovery.jsonl  its refusal mass
     verdicts.<judge>.jsonl      what a judge said
+    times.jsonl                 seconds spent, by attack
     audit.json, report.html     made from the files above, at any time, by pure functions
 
 A line that ends in a newline is whole; a last line without one was torn by a kill and is dropped when the file is

@@ -8,63 +8,15 @@ where h is the reference answer of the behavior, as ids. A prefill of k tokens i
 ids are the same in every attempt on a behavior.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from fathom.chat import ChatFormat
+from fathom.attack.kinds import PreparedBehavior, Setting
 from fathom.errors import UserError
-from fathom.records import Attempt, Behavior, Sampling, Subject
+from fathom.records import Attempt
 
-__all__ = ["DirectRequest", "Draw", "Prefill", "PreparedBehavior", "RefusalPrefix", "default_depths", "prepare"]
-
-
-@dataclass(frozen=True)
-class PreparedBehavior:
-    """A behavior in one model's ids. `answer_ids` is empty where the behavior has no reference answer.
-
-    `whole` tells a full reference answer from a target prefix, which ends where the attacker's part ends: the whole of
-    a target may be prefilled, of an answer all but its last token.
-    """
-
-    behavior: Behavior
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[int, ...]
-    whole: bool
-
-    @property
-    def deepest(self) -> int:
-        """The longest prefill, in tokens, that leaves the model something to write."""
-        return max(0, len(self.answer_ids) - 1) if self.whole else len(self.answer_ids)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How each input is sampled, and how often. Greedy decoding has one outcome, so it has one draw."""
-
-    sampling: Sampling
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; it must be at least 1")
-        if self.sampling.greedy and self.samples != 1:
-            raise ValueError("greedy decoding gives the same answer every time; samples must be 1 at temperature 0")
-
-
-def prepare(chat: ChatFormat, behaviors: Iterable[Behavior]) -> tuple[PreparedBehavior, ...]:
-    """The ids of each behavior's prompt and reference answer, in the model's own chat format."""
-    prepared = []
-    for behavior in behaviors:
-        reference = behavior.answer if behavior.answer is not None else behavior.target
-        prepared.append(
-            PreparedBehavior(
-                behavior=behavior,
-                prompt_ids=chat.prompt_ids(behavior.messages),
-                answer_ids=() if reference is None else chat.response_ids(behavior.messages, reference),
-                whole=behavior.answer is not None,
-            )
-        )
-    return tuple(prepared)
+__all__ = ["DirectRequest", "Prefill", "RefusalPrefix", "default_depths"]
 
 
 def default_depths(deepest: int) -> tuple[int, ...]:
@@ -79,11 +31,11 @@ def default_depths(deepest: int) -> tuple[int, ...]:
 class DirectRequest:
     """The request as it is: an empty prefill."""
 
-    name = "direct"
+    name: ClassVar[str] = "direct"
 
-    def attempts(self, items: Sequence[PreparedBehavior], draws: Sequence[Draw], *, run_seed: int) -> Iterator[Attempt]:
+    def attempts(self, items: Sequence[PreparedBehavior], setting: Setting) -> Iterator[Attempt]:
         for item in items:
-            yield from _attempts(item, self.name, (), draws, run_seed=run_seed)
+            yield from setting.attempts(item, self.name)
 
 
 @dataclass(frozen=True)
@@ -96,13 +48,13 @@ class Prefill:
     """
 
     depths: tuple[int, ...]
-    name = "prefill"
+    name: ClassVar[str] = "prefill"
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.depths) < 1:
             raise ValueError(f"depths are {self.depths}; prefills have 1 token or more (0 is the direct request)")
 
-    def attempts(self, items: Sequence[PreparedBehavior], draws: Sequence[Draw], *, run_seed: int) -> Iterator[Attempt]:
+    def attempts(self, items: Sequence[PreparedBehavior], setting: Setting) -> Iterator[Attempt]:
         """Depths of one behavior follow one another, so that an engine finds their common prefix.
 
         Raises:
@@ -118,50 +70,21 @@ class Prefill:
         for item in items:
             for depth in sorted(set(self.depths)):
                 if depth <= item.deepest:
-                    yield from _attempts(item, self.name, item.answer_ids[:depth], draws, run_seed=run_seed)
+                    yield from setting.attempts(item, self.name, prefill_ids=item.answer_ids[:depth])
 
 
 @dataclass(frozen=True)
 class RefusalPrefix:
-    """The base model's answer made to start with a refusal; an empty prefix is the request without one.
+    """The answer made to start with a refusal; an empty prefix is the request without one. Made for base models.
 
     Source: Table 1.
     """
 
     prefixes: tuple[str, ...]
-    name = "refusal_prefix"
+    name: ClassVar[str] = "refusal_prefix"
 
-    def attempts(
-        self, items: Sequence[PreparedBehavior], draws: Sequence[Draw], chat: ChatFormat, *, run_seed: int
-    ) -> Iterator[Attempt]:
+    def attempts(self, items: Sequence[PreparedBehavior], setting: Setting) -> Iterator[Attempt]:
         for item in items:
             for prefix in self.prefixes:
-                ids = chat.response_ids(item.behavior.messages, prefix) if prefix else ()
-                yield from _attempts(
-                    item, self.name, ids, draws, run_seed=run_seed, prefix=prefix, subject=Subject.BASE
-                )
-
-
-def _attempts(
-    item: PreparedBehavior,
-    attack: str,
-    prefill_ids: Sequence[int],
-    draws: Sequence[Draw],
-    *,
-    run_seed: int,
-    prefix: str | None = None,
-    subject: Subject = Subject.MODEL,
-) -> Iterator[Attempt]:
-    for draw in draws:
-        for sample in range(draw.samples):
-            yield Attempt.make(
-                behavior=item.behavior.id,
-                attack=attack,
-                parameters={} if prefix is None else {"prefix": prefix},
-                subject=subject,
-                prompt_ids=item.prompt_ids,
-                prefill_ids=prefill_ids,
-                sampling=draw.sampling,
-                sample=sample,
-                run_seed=run_seed,
-            )
+                ids = setting.chat.response_ids(item.behavior.messages, prefix) if prefix else ()
+                yield from setting.attempts(item, self.name, prefill_ids=ids, parameters={"prefix": prefix})

@@ -2,20 +2,24 @@
 
 Each stage reads what is already there, does its own share of what is missing, appends, and waits for the others:
 
-    attempts → completions → verdicts → divergence → refusals → recovery → audit.json
+    searches → attempts → completions → verdicts → divergence → refusals → recovery → audit.json
 
 Results travel through the files only, so one process and many, or one run and ten interrupted ones, read the same.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from fathom.attack.prefill import PreparedBehavior
+from fathom.attack.kinds import Intervention, PreparedBehavior, Victim
+from fathom.audit.parts import Part, States
 from fathom.audit.plan import Plan
+from fathom.audit.search import found_states, run_searches
 from fathom.audit.summary import RefusalsUsed, direct_refusals, read_refusals, recovery_positions, summarise
 from fathom.audit.verdicts import judge_run
 from fathom.depth.divergence import BehaviorDivergence, divergence
@@ -24,9 +28,9 @@ from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.progress import Display
 from fathom.ranks import Ranks
-from fathom.records import Judge, Subject
+from fathom.records import Attempt, Judge, Subject
 from fathom.run import Run, RunLock, write_whole
-from fathom.schema import Audit
+from fathom.schema import Audit, TimeRow
 from fathom.scoring import ReferenceAnswer
 
 __all__ = ["Execution", "encode_audit"]
@@ -50,18 +54,21 @@ class Execution:
     ranks: Ranks
     display: Display
 
-    def __call__(self) -> Audit:
-        """Do what is missing and return the audit; every process returns the same one.
+    def __call__(self) -> Audit | None:
+        """Do what is missing; the first process returns the audit, the others None.
 
         Raises:
             UserError: the directory is in use or cannot be written, or an input does not fit the model's context.
         """
         with RunLock(self.run.path) if self.ranks.first else nullcontext():
-            self._write_inputs()
+            self._write_behaviors()
             self.ranks.barrier()
-            self._generate(Subject.MODEL, self.model)
-            if self.base is not None:
-                self._generate(Subject.BASE, self.base)
+            run_searches(self.run, self.plan, self._victims(), self.ranks, self.display)
+            self.ranks.barrier()
+            found = found_states(self.run, self.plan)
+            self._write_attempts(self.plan.attempts(found))
+            self.ranks.barrier()
+            self._generate(found)
             self.ranks.barrier()
             if self.ranks.first:
                 judge_run(self.run, self.judge)
@@ -70,40 +77,77 @@ class Execution:
             self._measure_divergence()
             self._measure_recovery()
             self.ranks.barrier()
+            if not self.ranks.first:
+                return None
             audit = summarise(self.run, self.judge.name)
-            if self.ranks.first:
-                write_whole(self.run.path / "audit.json", encode_audit(audit))
-            self.ranks.barrier()
+            write_whole(self.run.path / "audit.json", encode_audit(audit))
             return audit
 
-    def _write_inputs(self) -> None:
-        if not self.ranks.first:
-            return
-        for stem, have, want in (
-            ("behaviors", self.run.behaviors, self.plan.behaviors),
-            ("attempts", self.run.attempts, self.plan.attempts),
-        ):
-            # Same configuration, same inputs in the same order: what is missing is always the end.
-            with self.run.journal(stem) as journal:
-                journal.append(item for item in want if item.id not in have)
-        del self.run.behaviors, self.run.attempts  # read anew, now that they are whole
+    def _victims(self) -> dict[str, Victim]:
+        seed = self.plan.options.seed
+        models = {Subject.MODEL: self.model, Subject.BASE: self.base}
+        return {name: Victim(model, self.judge, seed) for name, model in models.items() if model is not None}
 
-    def _generate(self, subject: Subject, model: ChatModel) -> None:
+    def _write_behaviors(self) -> None:
+        if self.ranks.first:
+            # Same configuration, same behaviors in the same order: what is missing is always the end.
+            have = self.run.behaviors
+            with self.run.journal("behaviors") as journal:
+                journal.append(behavior for behavior in self.plan.behaviors if behavior.id not in have)
+            del self.run.behaviors  # read anew, now that they are whole
+
+    def _write_attempts(self, attempts: Mapping[str, Attempt]) -> None:
+        if self.ranks.first:
+            have = self.run.attempts
+            with self.run.journal("attempts") as journal:
+                journal.append(attempt for identity, attempt in attempts.items() if identity not in have)
+            del self.run.attempts
+
+    def _generate(self, found: Mapping[str, States]) -> None:
+        """Run every attempt once: all that leave the model as it is together, then each intervention by itself."""
+        plain: dict[Subject, dict[str, Attempt]] = {}
+        changed: list[Part] = []
+        for part in self.plan.parts:
+            if isinstance(part.attack, Intervention):
+                changed.append(part)
+                continue
+            of_subject = plain.setdefault(part.setting.subject, {})
+            of_subject |= {attempt.id: attempt for attempt in part.attempts(found.get(part.identity, {}))}
+        for subject, attempts in plain.items():
+            label = "generating" if subject is Subject.MODEL else "generating (base)"
+            self._complete(self._model(subject), attempts.values(), label)
+        for part in changed:
+            states = found.get(part.identity, {})
+            model = self._model(part.setting.subject)
+            assert isinstance(part.attack, Intervention)
+            with part.attack.applied(model, states):
+                self._complete(model, part.attempts(states), f"generating ({part.attack.name})")
+
+    def _model(self, subject: Subject) -> ChatModel:
+        model = self.model if subject is Subject.MODEL else self.base
+        assert model is not None, "a plan without a base has no part on it"
+        return model
+
+    def _complete(self, model: ChatModel, attempts: Iterable[Attempt], label: str) -> None:
         done = self.run.completions.keys()
-        mine = self.ranks.share(
-            (attempt for attempt in self.plan.attempts if attempt.subject is subject),
-            key=lambda attempt: attempt.prompt_ids,  # what shares a prompt shares its cache
-        )
-        pending = [attempt for attempt in mine if attempt.id not in done]
+        # What shares a prompt shares its cache.
+        mine = self.ranks.share(attempts, key=lambda attempt: attempt.prompt_ids)
+        pending = {attempt.id: attempt for attempt in mine if attempt.id not in done}
         if not pending:
             return
         engine = TransformersEngine(model)
-        label = "generating" if subject is Subject.MODEL else "generating (base)"
-        with self.run.journal("completions", self.ranks.rank) as journal, self.display(label, len(mine)) as shown:
+        with (
+            self.run.journal("completions", self.ranks.rank) as journal,
+            self.run.journal("times", self.ranks.rank) as times,
+            self.display(label, len(mine)) as shown,
+        ):
             shown.advance(len(mine) - len(pending))
-            for batch in _batches(engine.complete(pending), SAVE_EVERY):
+            since = time.monotonic()
+            for batch in _batches(engine.complete(list(pending.values())), SAVE_EVERY):
                 journal.append(batch)
                 shown.advance(len(batch))
+                since, seconds = time.monotonic(), time.monotonic() - since
+                times.append(_times([pending[completion.attempt].attack for completion in batch], seconds))
 
     def _write_refusals(self) -> None:
         """Fix, once a run, which refusals `recovery` looks for: those of the model itself first."""
@@ -178,6 +222,12 @@ class Execution:
 
 class Measure(Protocol[_Made]):
     def __call__(self, pending: Sequence[ReferenceAnswer], /) -> Iterable[_Made]: ...
+
+
+def _times(attacks: Sequence[str], seconds: float) -> list[TimeRow]:
+    """A batch's seconds, shared between its attacks by how many of its completions are theirs."""
+    shares = Counter(attacks)
+    return [TimeRow(attack=attack, seconds=round(seconds * n / len(attacks), 4)) for attack, n in shares.items()]
 
 
 def encode_audit(audit: Audit) -> bytes:

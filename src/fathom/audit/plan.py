@@ -1,4 +1,4 @@
-"""What an audit will run, fixed before anything is generated: options, prepared behaviors, attempts, manifest."""
+"""What an audit will run, fixed before anything is generated: options, prepared behaviors, parts, manifest."""
 
 import platform
 import subprocess
@@ -13,7 +13,9 @@ from typing import Protocol
 
 import msgspec
 
-from fathom.attack.prefill import DirectRequest, Draw, Prefill, PreparedBehavior, RefusalPrefix, default_depths, prepare
+from fathom.attack.kinds import Draw, PreparedBehavior, Search, prepare
+from fathom.attack.prefill import default_depths
+from fathom.audit.parts import Ground, Part, States, Suite, depth_parts
 from fathom.chat import ChatFormat
 from fathom.depth.divergence import Variant
 from fathom.errors import UserError
@@ -101,7 +103,7 @@ class BehaviorSet:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything an audit does, in order."""
+    """Everything an audit does, in order. Parts that search have no attempts before their search is over."""
 
     options: AuditOptions
     behaviors: tuple[Behavior, ...]
@@ -109,8 +111,16 @@ class Plan:
     benign: tuple[PreparedBehavior, ...]
     base_items: tuple[PreparedBehavior, ...]
     depths: tuple[int, ...]
-    attempts: tuple[Attempt, ...]
+    parts: tuple[Part, ...]
     manifest: Manifest
+
+    def attempts(self, found: Mapping[str, States]) -> dict[str, Attempt]:
+        """Every attempt by its id, in order; `found` holds what searches brought, by `Part.identity`.
+
+        Raises:
+            UserError: a depth lies beyond every reference answer.
+        """
+        return {attempt.id: attempt for part in self.parts for attempt in part.attempts(found.get(part.identity, {}))}
 
 
 def make_plan(
@@ -120,8 +130,9 @@ def make_plan(
     model: Subject,
     base: Subject | None,
     base_chat: ChatFormat | None,
+    suite: Suite = depth_parts,
 ) -> Plan:
-    """Prepare the ids and list every attempt.
+    """Prepare the ids and put the parts together.
 
     `base_chat` makes the base's prompts: the model's own format for `Variant.SAME`, plain text for `Variant.PLAIN`.
 
@@ -138,16 +149,35 @@ def make_plan(
         )
     depths = _depths(options, harmful)
     base_items = () if base is None or base_chat is None else _base_items(base_chat, harmful)
-    return Plan(
+    parts = tuple(
+        suite(
+            Ground(
+                chat=model.chat,
+                base_chat=base_chat,
+                harmful=harmful,
+                benign=benign,
+                base_items=base_items,
+                draws=options.draws(),
+                depths=depths,
+                prefixes=options.prefixes,
+                seed=options.seed,
+            )
+        )
+    )
+    plan = Plan(
         options=options,
         behaviors=behaviors.behaviors,
         harmful=harmful,
         benign=benign,
         base_items=base_items,
         depths=depths,
-        attempts=tuple(_attempts(options, harmful, benign, base_items, base_chat, depths)),
-        manifest=_manifest(options, behaviors, judge, model, base, depths),
+        parts=parts,
+        manifest=_manifest(options, behaviors, judge, model, base, parts),
     )
+    for part in parts:
+        if not isinstance(part.attack, Search):
+            part.attempts({})  # what cannot be made is said before anything has run
+    return plan
 
 
 def _depths(options: AuditOptions, harmful: Sequence[PreparedBehavior]) -> tuple[int, ...]:
@@ -166,38 +196,13 @@ def _base_items(chat: ChatFormat, harmful: Sequence[PreparedBehavior]) -> tuple[
     )
 
 
-def _attempts(
-    options: AuditOptions,
-    harmful: Sequence[PreparedBehavior],
-    benign: Sequence[PreparedBehavior],
-    base_items: Sequence[PreparedBehavior],
-    base_chat: ChatFormat | None,
-    depths: Sequence[int],
-) -> list[Attempt]:
-    draws = options.draws()
-    first = draws[:1]
-    deep = tuple(depth for depth in depths if depth > 0)
-    found = list(DirectRequest().attempts(harmful, draws, run_seed=options.seed))
-    if deep:
-        found += Prefill(deep).attempts(harmful, draws, run_seed=options.seed)
-    if benign:
-        found += DirectRequest().attempts(benign, first, run_seed=options.seed)
-        reach = max(item.deepest for item in benign)
-        benign_deep = tuple(depth for depth in deep if depth <= reach)
-        if benign_deep:
-            found += Prefill(benign_deep).attempts(benign, first, run_seed=options.seed)
-    if base_items and base_chat is not None and options.prefixes:
-        found += RefusalPrefix(options.prefixes).attempts(base_items, first, base_chat, run_seed=options.seed)
-    return found
-
-
 def _manifest(
     options: AuditOptions,
     behaviors: BehaviorSet,
     judge: Judge,
     model: Subject,
     base: Subject | None,
-    depths: Sequence[int],
+    parts: Sequence[Part],
 ) -> Manifest:
     info = behaviors.info()
     configuration: dict[str, object] = {
@@ -206,7 +211,7 @@ def _manifest(
         "behaviors": info.hash,
         "judge": f"{judge.name} {judge.version}",
         "options": msgspec.to_builtins(options),
-        "depths": list(depths),
+        "attacks": [part.configuration() for part in parts],
     }
     return Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -105,7 +105,7 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
         plan = make_plan(options, behaviors, judge, model, base_model, _base_chat(options, model))
         run = _start(path, plan.manifest, ranks)
         audit = Execution(run, plan, judge, model, base_model, ranks, display)()
-        if not ranks.first:
+        if audit is None:
             return None
         write_run_report(path)
         return Finished(audit, path)

@@ -1,0 +1,187 @@
+"""What an attack is: a frozen dataclass of plain data, its own configuration, that turns behaviors into attempts.
+
+    Attack         makes its attempts at once (direct request, prefilling, sampling, framing, …)
+    Search         looks for something with the model first: pure `init` and `step` over a frozen state, journalled by
+                   whoever runs it, so that a search that was killed goes on at the same step with the same result
+    Intervention   changes the model while its attempts run
+
+Any of them may be given benign behaviors too: the same attack as a control.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from fathom.chat import ChatFormat
+from fathom.records import Attempt, Behavior, Judge, Parameter, Sampling, Subject
+
+if TYPE_CHECKING:
+    from fathom.model import ChatModel
+
+__all__ = [
+    "Attack",
+    "Draw",
+    "Intervention",
+    "PreparedBehavior",
+    "Search",
+    "Setting",
+    "Target",
+    "Victim",
+    "prepare",
+]
+
+
+@dataclass(frozen=True)
+class PreparedBehavior:
+    """A behavior in one model's ids. `answer_ids` is empty where the behavior has no reference answer.
+
+    `whole` tells a full reference answer from a target prefix, which ends where the attacker's part ends: the whole of
+    a target may be prefilled, of an answer all but its last token.
+    """
+
+    behavior: Behavior
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    whole: bool
+
+    @property
+    def deepest(self) -> int:
+        """The longest prefill, in tokens, that leaves the model something to write."""
+        return max(0, len(self.answer_ids) - 1) if self.whole else len(self.answer_ids)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How each input is sampled, and how often. Greedy decoding has one outcome, so it has one draw."""
+
+    sampling: Sampling
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; it must be at least 1")
+        if self.sampling.greedy and self.samples != 1:
+            raise ValueError("greedy decoding gives the same answer every time; samples must be 1 at temperature 0")
+
+
+def prepare(chat: ChatFormat, behaviors: Iterable[Behavior]) -> tuple[PreparedBehavior, ...]:
+    """The ids of each behavior's prompt and reference answer, in the model's own chat format."""
+    prepared = []
+    for behavior in behaviors:
+        reference = behavior.answer if behavior.answer is not None else behavior.target
+        prepared.append(
+            PreparedBehavior(
+                behavior=behavior,
+                prompt_ids=chat.prompt_ids(behavior.messages),
+                answer_ids=() if reference is None else chat.response_ids(behavior.messages, reference),
+                whole=behavior.answer is not None,
+            )
+        )
+    return tuple(prepared)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What attempts are made with: the format that makes ids, how they are drawn, the run's seed, which model."""
+
+    chat: ChatFormat
+    draws: tuple[Draw, ...]
+    seed: int
+    subject: Subject = Subject.MODEL
+
+    def attempts(
+        self,
+        item: PreparedBehavior,
+        attack: str,
+        *,
+        prefill_ids: Sequence[int] = (),
+        prompt_ids: Sequence[int] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        found: Mapping[str, Parameter] | None = None,
+    ) -> Iterator[Attempt]:
+        """One attempt for each draw; the prompt is the behavior's own unless another is given.
+
+        `parameters` say what the attack's rows have in common; `found` what a search brought for this behavior alone.
+        """
+        for draw in self.draws:
+            for sample in range(draw.samples):
+                yield Attempt.make(
+                    behavior=item.behavior.id,
+                    attack=attack,
+                    parameters=parameters,
+                    subject=self.subject,
+                    prompt_ids=item.prompt_ids if prompt_ids is None else prompt_ids,
+                    prefill_ids=prefill_ids,
+                    sampling=draw.sampling,
+                    sample=sample,
+                    run_seed=self.seed,
+                    found=found,
+                )
+
+
+class Attack(Protocol):
+    """Makes attempts from behaviors, in an order that keeps those of one behavior together."""
+
+    @property
+    def name(self) -> str: ...
+    def attempts(self, items: Sequence[PreparedBehavior], setting: Setting, /) -> Iterator[Attempt]: ...
+
+
+# --- attacks that search first ---
+
+
+@dataclass(frozen=True)
+class Target:
+    """One search of several: a behavior's own, or one for all behaviors together. `key` names it in the journal."""
+
+    key: str
+    items: tuple[PreparedBehavior, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Victim:
+    """What a search may ask: the model as it is loaded, and the judge; its own draws come from `seed`."""
+
+    model: "ChatModel"
+    judge: Judge
+    seed: int
+
+
+_State = TypeVar("_State")
+
+
+@runtime_checkable
+class Search(Protocol[_State]):
+    """Looks for something before it makes attempts. States are frozen msgspec structs: what is in them is resumed.
+
+    `init` and `step` are pure: the same target, victim and state give the same next state. `steps` bounds how many
+    steps one target takes; `done` may end it sooner. A target whose key another part of the suite has searched for is
+    not searched for again: an attack found on the harmful behaviors as a whole serves the benign ones as it is.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> type[_State]: ...
+    @property
+    def steps(self) -> int: ...
+    def targets(self, items: Sequence[PreparedBehavior], /) -> tuple[Target, ...]: ...
+    def init(self, target: Target, victim: Victim, /) -> _State: ...
+    def step(self, state: _State, target: Target, victim: Victim, /) -> _State: ...
+    def done(self, state: _State, /) -> bool: ...
+    def found(
+        self, items: Sequence[PreparedBehavior], setting: Setting, states: Mapping[str, _State], /
+    ) -> Iterator[Attempt]:
+        """The attempts that the last states stand for."""
+        ...
+
+
+# --- attacks that change the model ---
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Changes the model while its attempts run, and leaves it as it was."""
+
+    def applied(self, model: "ChatModel", states: Mapping[str, Any], /) -> AbstractContextManager[None]: ...

@@ -1,0 +1,95 @@
+"""What an audit is made of: attacks, each on some behaviors, drawn in some ways, on one of the two models.
+
+A suite is a function from a `Ground` to its parts. `depth_parts` is the one that measures depth; whoever has more
+attacks adds parts to its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fathom.attack.kinds import Attack, Draw, PreparedBehavior, Search, Setting
+from fathom.attack.prefill import DirectRequest, Prefill, RefusalPrefix
+from fathom.chat import ChatFormat
+from fathom.records import Attempt, Subject, content_hash
+
+__all__ = ["Ground", "Part", "States", "Suite", "depth_parts"]
+
+States = Mapping[str, Any]  # the last state of each of a search's targets, by the target's key
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attack on some behaviors."""
+
+    attack: Attack | Search[Any]
+    items: tuple[PreparedBehavior, ...]
+    setting: Setting
+
+    @property
+    def identity(self) -> str:
+        """The same for parts that share an attack and so what it searches for, whichever behaviors they are."""
+        return content_hash((self.attack.name, msgspec.to_builtins(self.attack), self.setting.subject))
+
+    def attempts(self, states: States) -> tuple[Attempt, ...]:
+        """What the part runs, once its search, if it has one, is over."""
+        if isinstance(self.attack, Search):
+            return tuple(self.attack.found(self.items, self.setting, states))
+        return tuple(self.attack.attempts(self.items, self.setting))
+
+    def configuration(self) -> Mapping[str, object]:
+        """Plain data that tells this part from any other."""
+        return {
+            "attack": self.attack.name,
+            **msgspec.to_builtins(self.attack),
+            "subject": self.setting.subject,
+            "draws": [msgspec.to_builtins(draw) for draw in self.setting.draws],
+            "behaviors": content_hash([item.behavior.id for item in self.items]),
+        }
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What parts are made from. `base_chat` is None where there is no base; `depths` holds 0."""
+
+    chat: ChatFormat
+    base_chat: ChatFormat | None
+    harmful: tuple[PreparedBehavior, ...]
+    benign: tuple[PreparedBehavior, ...]
+    base_items: tuple[PreparedBehavior, ...]
+    draws: tuple[Draw, ...]
+    depths: tuple[int, ...]
+    prefixes: tuple[str, ...]
+    seed: int
+
+    def setting(self, draws: Sequence[Draw] | None = None) -> Setting:
+        """On the model itself; drawn in all ways unless told otherwise."""
+        return Setting(self.chat, self.draws if draws is None else tuple(draws), self.seed)
+
+    @property
+    def first(self) -> Setting:
+        """Drawn as the depth sweep is: what controls need."""
+        return self.setting(self.draws[:1])
+
+
+Suite = Callable[[Ground], Sequence[Part]]
+
+
+def depth_parts(ground: Ground) -> tuple[Part, ...]:
+    """The direct request and prefills of the harmful behaviors, the same of the benign ones, refusals on the base."""
+    deep = tuple(depth for depth in ground.depths if depth > 0)
+    parts = [Part(DirectRequest(), ground.harmful, ground.setting())]
+    if deep:
+        parts.append(Part(Prefill(deep), ground.harmful, ground.setting()))
+    if ground.benign:
+        parts.append(Part(DirectRequest(), ground.benign, ground.first))
+        reach = max(item.deepest for item in ground.benign)
+        within = tuple(depth for depth in deep if depth <= reach)
+        if within:
+            parts.append(Part(Prefill(within), ground.benign, ground.first))
+    if ground.base_items and ground.base_chat is not None and ground.prefixes:
+        setting = Setting(ground.base_chat, ground.draws[:1], ground.seed, Subject.BASE)
+        parts.append(Part(RefusalPrefix(ground.prefixes), ground.base_items, setting))
+    return tuple(parts)
