@@ -11,7 +11,7 @@ from fathom.chat import ChatFormat
 from fathom.records import content_hash
 from fathom.schema import ModelInfo
 
-__all__ = ["identify", "tokenizer_hash", "vocabulary_size"]
+__all__ = ["identify", "tokenizer_hash", "vocabulary_size", "weights_hash"]
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -48,7 +48,7 @@ def identify(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         quantisation=quantisation,
-        weights_hash=_weights_hash(model),
+        weights_hash=weights_hash(model),
         tokenizer_hash=tokenizer_hash(chat.tokenizer),
         template_hash=None if chat.template is None else content_hash(chat.template),
         template_source=chat.source,
@@ -57,7 +57,7 @@ def identify(
     )
 
 
-def _weights_hash(model: PreTrainedModel) -> str:
+def weights_hash(model: PreTrainedModel) -> str:
     """A hash of every tensor's name, shape, type and bytes as loaded.
 
     It is of the parameters in memory, not of files: the same weights hash alike however they are sharded or named on

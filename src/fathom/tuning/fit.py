@@ -1,0 +1,415 @@
+"""Train a model further on rows: TRL's trainer, checkpoints that outlive a kill, and a model at the end."""
+
+import contextlib
+import copy
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+
+from fathom.checkpoint import one_line, quiet
+from fathom.errors import UserError
+from fathom.model import ChatModel
+from fathom.ranks import Ranks
+from fathom.run import Journal, read_journal, write_whole
+from fathom.tuning.head import response_head
+from fathom.tuning.objective import TokenObjective
+from fathom.tuning.reference import reference_columns
+from fathom.tuning.rows import TrainingRow
+from fathom.tuning.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from fathom.tuning.trainer import RowTrainer
+
+__all__ = ["Adapter", "Fitted", "LossRecord", "Shown", "Watch", "fit", "latest_checkpoint"]
+
+COMPLETE = "fathom.complete"  # written last into a checkpoint: one without it was torn by a kill
+CHECKPOINTS = "checkpoints"
+SAVES = 10  # checkpoints over a run, where no cadence was given
+
+
+class LossRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The loss of one optimizer step, in nats a token (a row, where the sum is divided by rows)."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float | None = None
+
+
+class Shown(Protocol):
+    """Told how many steps are done, and what there is to say."""
+
+    def advance(self, n: int = 1) -> None: ...
+    def describe(self, description: str) -> None: ...
+
+
+Display = Callable[[str, int], AbstractContextManager[Shown]]
+
+
+class _Silent:
+    def advance(self, n: int = 1) -> None:
+        """Nothing is shown."""
+
+    def describe(self, description: str) -> None:
+        """Nothing is shown."""
+
+
+def _silent(_description: str, _total: int) -> AbstractContextManager[Shown]:
+    return nullcontext(_Silent())
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Something to do with the model after given numbers of steps; 0 is before the first.
+
+    It is handed the model in evaluation mode, unwrapped; whatever it draws changes no later step.
+    """
+
+    steps: frozenset[int]
+    call: Callable[[int, "PreTrainedModel"], None]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA instead of all weights. `targets` is PEFT's `target_modules`.
+
+    The default puts it on every linear layer but the head.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, the loss of each step, and where its checkpoints are."""
+
+    model: ChatModel
+    losses: tuple[LossRecord, ...]
+    checkpoints: Path | None
+    adapter: Path | None = None  # where the adapter lies, if one was trained; the model has it merged
+
+
+@dataclass
+class _Progress:
+    """What a run tells as it goes."""
+
+    shown: Shown
+    journal: Journal | None
+    losses: list[LossRecord] = field(default_factory=list)
+
+    def add(self, record: LossRecord) -> None:
+        self.losses.append(record)
+        self.shown.describe(f"fine-tuning, loss {record.loss:.4f}")
+        if self.journal is not None:
+            self.journal.append([record])
+
+
+def fit(
+    model: ChatModel,
+    rows: Sequence[TrainingRow],
+    objective: TokenObjective,
+    settings: Settings,
+    *,
+    output: Path | None = None,
+    divisor: str = "tokens",
+    ordered: int = 0,
+    adapter: Adapter | None = None,
+    cache: Path | None = None,
+    watch: Watch | None = None,
+    before_step: Callable[["PreTrainedModel"], None] | None = None,
+    ranks: Ranks = Ranks(),
+    display: Display = _silent,
+) -> Fitted:
+    """Train `model` on `rows`, in place, and return it; with an adapter, merged.
+
+    `output` keeps checkpoints and losses, and a run that was killed goes on from the last one; without it nothing is
+    written. `divisor` is a `trainer.Divisor`. `ordered` 1 takes the rows in their order instead of shuffling them.
+    `cache` keeps reference columns. `before_step` may change gradients before each optimizer step.
+
+    Raises:
+        UserError: rows are missing or do not fit, the settings are refused, the loss is no number, the disk is full.
+    """
+    if not rows:
+        raise UserError("there are no rows to train on: give data with at least one example")
+    settings = settings.with_batch()
+    inner = model.model
+    trainable = inner if adapter is None else _with_adapter(inner, adapter)
+    with response_head(inner), _one_line_errors(output), quiet():
+        autocast = _autocast(settings)
+        columns = reference_columns(
+            trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache
+        )
+        trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered)
+        total = _total_steps(trainer, len(rows))
+        journal = _journal(output, ranks)
+        with display("fine-tuning", total) as shown, journal or nullcontext():
+            progress = _Progress(shown, journal)
+            trainer.add_callback(_callback(trainer, progress, watch, before_step))
+            _train(trainer, output, ranks, shown)
+    inner.__dict__.pop("forward", None)  # TRL's own fused head, which stays on otherwise
+    losses = tuple(progress.losses) if output is None else _losses(output)
+    kept = None
+    if adapter is not None:
+        kept = _save_adapter(trainable, output, ranks)
+        inner = trainable.merge_and_unload()  # type: ignore[operator]
+    inner.train(False)
+    return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, kept)
+
+
+def _trainer(
+    trainable: "PreTrainedModel",
+    model: ChatModel,
+    rows: Sequence[TrainingRow],
+    columns: Any,
+    objective: TokenObjective,
+    settings: Settings,
+    output: Path | None,
+    divisor: str,
+    ordered: int,
+) -> "RowTrainer":
+    from fathom.tuning.trainer import Divisor, RowTrainer, make_dataset
+
+    cuda = model.device.type == "cuda"
+    settings = settings.with_defaults(
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        gradient_checkpointing=cuda,
+        use_cpu=model.device.type == "cpu",
+        save_strategy="no" if output is None else "steps",
+        save_total_limit=2,
+        train_sampling_strategy="sequential" if ordered else "random",
+    )
+    if settings.values["gradient_checkpointing"]:
+        settings = settings.with_defaults(gradient_checkpointing_kwargs={"use_reentrant": False})
+    steps = _planned_steps(settings, len(rows))
+    settings = settings.with_defaults(save_steps=max(1, -(-steps // SAVES)))
+    directory = Path("unused") if output is None else output / CHECKPOINTS
+    config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
+    tokenizer = copy.copy(model.chat.tokenizer)
+    return RowTrainer(
+        model=trainable,
+        args=config,
+        train_dataset=make_dataset(rows, columns),
+        processing_class=tokenizer,
+        objective=objective,
+        divisor=Divisor(divisor),
+    )
+
+
+def _planned_steps(settings: Settings, count: int) -> int:
+    most = settings.values.get("max_steps", -1)
+    if isinstance(most, int) and most > 0:
+        return most
+    epochs = settings.values.get("num_train_epochs", 3.0)
+    assert isinstance(epochs, int | float)
+    return max(1, int(-(-count // settings.batch) * epochs))
+
+
+def _total_steps(trainer: "RowTrainer", count: int) -> int:
+    if trainer.args.max_steps > 0:
+        return int(trainer.args.max_steps)
+    batch = trainer.args.per_device_train_batch_size * trainer.args.world_size
+    micro = -(-count // batch)
+    return max(1, int(-(-micro // trainer.args.gradient_accumulation_steps) * trainer.args.num_train_epochs))
+
+
+def _autocast(settings: Settings) -> torch.dtype | None:
+    chosen = settings.values.get("bf16")
+    if chosen is None and torch.cuda.is_available():
+        chosen = torch.cuda.is_bf16_supported()
+    if chosen:
+        return torch.bfloat16
+    return torch.float16 if settings.values.get("fp16") else None
+
+
+def _with_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
+    import peft
+
+    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    try:
+        return peft.get_peft_model(  # type: ignore[no-any-return]
+            model,
+            peft.LoraConfig(
+                r=adapter.rank,
+                lora_alpha=adapter.alpha,
+                lora_dropout=adapter.dropout,
+                target_modules=targets,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        raise UserError(f"LoRA cannot be put on this model: {one_line(error)}") from error
+
+
+def _callback(
+    trainer: "RowTrainer",
+    progress: _Progress,
+    watch: Watch | None,
+    before_step: Callable[["PreTrainedModel"], None] | None,
+) -> "TrainerCallback":
+    from transformers import TrainerCallback
+
+    def look(step: int) -> None:
+        if watch is None or step not in watch.steps:
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+            model.train(False)
+            watch.call(step, model)
+            model.train(True)
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, control, kwargs
+            if state.global_step == 0:
+                look(0)
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, state, control, kwargs
+            if before_step is not None:
+                before_step(trainer.accelerator.unwrap_model(trainer.model))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, control, kwargs
+            progress.shown.advance(1)
+            look(state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            del args, control, kwargs
+            if not logs or "loss" not in logs:
+                return
+            norm = logs.get("grad_norm")
+            progress.add(
+                LossRecord(
+                    step=state.global_step,
+                    loss=float(logs["loss"]),
+                    learning_rate=float(logs["learning_rate"]),
+                    grad_norm=None if norm is None else float(norm),
+                )
+            )
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del control, kwargs
+            if state.is_world_process_zero:
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    return Callback()
+
+
+def _train(trainer: "RowTrainer", output: Path | None, ranks: Ranks, shown: Shown) -> None:
+    checkpoint = None
+    if output is not None:
+        if ranks.first:
+            _drop_torn(output / CHECKPOINTS)
+        ranks.barrier()
+        checkpoint = latest_checkpoint(output)
+    if checkpoint is not None:
+        done = int(checkpoint.name.rpartition("-")[2])
+        shown.advance(done)
+        if ranks.first and output is not None:
+            _forget_after(output, done)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The last whole checkpoint of a run, or None."""
+    found = [path.parent for path in (output / CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _drop_torn(directory: Path) -> None:
+    for path in directory.glob("checkpoint-*"):
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path)
+
+
+def _losses(output: Path) -> tuple[LossRecord, ...]:
+    found = {record.step: record for record in read_journal(output / "losses.jsonl", LossRecord)}
+    return tuple(found[step] for step in sorted(found))
+
+
+def _forget_after(output: Path, step: int) -> None:
+    """Losses of steps that will be done again."""
+    from fathom.records import encode_line
+
+    kept = [record for record in _losses(output) if record.step <= step]
+    write_whole(output / "losses.jsonl", b"".join(encode_line(record) for record in kept))
+
+
+def _journal(output: Path | None, ranks: Ranks) -> Journal | None:
+    if output is None or not ranks.first:
+        return None
+    output.mkdir(parents=True, exist_ok=True)
+    return Journal(output / "losses.jsonl")
+
+
+def _save_adapter(model: "PreTrainedModel", output: Path | None, ranks: Ranks) -> Path | None:
+    if output is None:
+        return None
+    path = output / "adapter"
+    if ranks.first:
+        model.save_pretrained(path)
+    ranks.barrier()
+    return path
+
+
+def _relabelled(model: ChatModel, inner: "PreTrainedModel") -> ChatModel:
+    from dataclasses import replace
+
+    from fathom.identity import weights_hash
+
+    return replace(model, model=inner, info=msgspec.structs.replace(model.info, weights_hash=weights_hash(inner)))
+
+
+@contextlib.contextmanager
+def _one_line_errors(output: Path | None) -> Iterator[None]:
+    """What can go wrong in a trainer and a user can mend, as one line that says where to go on from."""
+    from fathom.tuning.trainer import NotFiniteError
+
+    try:
+        yield
+    except NotFiniteError as error:
+        raise UserError(
+            f"{error}: training stopped before that step. {_where(output)}; try a lower learning rate "
+            "(--set learning_rate=…), more warm-up or a smaller max_grad_norm"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "out of memory while training: try --set per_device_train_batch_size=1 (the step's batch stays the same), "
+            "--set gradient_checkpointing=true, --lora, or --dtype bfloat16"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "no space left" in str(error).lower() or "os error 28" in str(error).lower():
+            raise UserError(
+                f"no space left on the disk while training. {_where(output)}: free some space and run the same command "
+                "again"
+            ) from error
+        raise
+
+
+def _where(output: Path | None) -> str:
+    last = None if output is None else latest_checkpoint(output)
+    if last is None:
+        return "No checkpoint had been written yet"
+    return f"The last checkpoint is {last}, a model to go on from"
+
+
+def state_of(checkpoint: Path) -> int:
+    """The step of a checkpoint."""
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    assert isinstance(step, int)
+    return step

@@ -1,0 +1,182 @@
+"""TRL's trainer with another loss: rows of ids in, an objective on response positions, the same scale on any number of
+processes and under any accumulation.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor
+from trl import SFTTrainer
+
+from fathom.errors import UserError
+from fathom.tuning.batches import Example, collate_examples
+from fathom.tuning.objective import ResponseLogits, TokenObjective, Tokens
+from fathom.tuning.reference import Columns
+from fathom.tuning.rows import TrainingRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Divisor", "RowTrainer", "make_dataset"]
+
+_COLUMNS = (
+    "input_ids",
+    "labels",
+    "response_start",
+    "learned_from",
+    "loss_weight",
+    "held",
+    "reference_logprobs",
+    "reference_ids",
+    "reference_top",
+    "reference_mass",
+)
+
+
+class Divisor(StrEnum):
+    """What the sum over a step's tokens is divided by."""
+
+    TOKENS = "tokens"  # the learned tokens: every token counts alike
+    ROWS = "rows"  # the rows: a row's loss is that of its whole response, so row weights are exact shares
+
+
+def make_dataset(rows: Sequence[TrainingRow], columns: Columns) -> Dataset:
+    """Everything that is learned from, as arrow: ids, labels, boundaries, weights, reference columns."""
+    return Dataset.from_dict(
+        {
+            "input_ids": [row.input_ids for row in rows],
+            "labels": [row.labels for row in rows],
+            "response_start": [len(row.prompt_ids) for row in rows],
+            "learned_from": [row.learned_from for row in rows],
+            "loss_weight": [row.loss_weight for row in rows],
+            "held": [row.held for row in rows],
+            "reference_logprobs": columns.logprobs,
+            "reference_ids": columns.ids,
+            "reference_top": columns.top,
+            "reference_mass": columns.mass,
+        }
+    )
+
+
+def _example(found: Mapping[str, Any]) -> Example:
+    start = found["response_start"]
+    row = TrainingRow(
+        prompt_ids=tuple(found["input_ids"][:start]),
+        response_ids=tuple(found["input_ids"][start:]),
+        learned_from=found["learned_from"],
+        loss_weight=found["loss_weight"],
+        held=found["held"],
+    )
+    return Example(
+        row,
+        found["reference_logprobs"],
+        found["reference_ids"],
+        found["reference_top"],
+        found["reference_mass"],
+    )
+
+
+def _collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    batch = collate_examples([_example(found) for found in examples])
+    # As a plain mapping, the tokens travel to the device with the rest.
+    tokens = {name: value for name, value in vars(batch.tokens).items() if value is not None}
+    return {**batch.inputs, "labels": batch.labels, "tokens": tokens}
+
+
+class RowTrainer(SFTTrainer):  # type: ignore[misc]
+    """Minimises an objective over rows. The model has its response head on."""
+
+    def __init__(self, *, objective: TokenObjective, divisor: Divisor, **arguments: Any) -> None:
+        self.objective = objective
+        self.divisor = divisor
+        self._start_checked = False
+        super().__init__(data_collator=_collate, **arguments)
+        # What `compute_loss` returns is already divided by what all micro-batches of all processes hold.
+        self.loss_is_scaled_for_ga = True
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = list(_COLUMNS)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """How many tokens, or rows, one optimizer step learns from, on all processes."""
+        if self.divisor is Divisor.TOKENS:
+            mine = sum(len(batch["tokens"]["labels"]) for batch in batch_samples)
+        else:
+            mine = sum(len(batch["labels"]) for batch in batch_samples)
+        count = torch.tensor(float(mine), device=device)
+        return self.accelerator.gather(count).sum()  # type: ignore[no-any-return]
+
+    def compute_loss(
+        self,
+        model: "PreTrainedModel",
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
+        num_items_in_batch: Tensor | None = None,
+    ) -> Float[Tensor, ""]:
+        if return_outputs or num_items_in_batch is None:
+            raise NotImplementedError("rows are trained on, not evaluated on: audit the model instead")
+        tokens = Tokens(**inputs.pop("tokens"))
+        if not self._start_checked:
+            self._check_start(model, inputs, tokens)
+        # The count is of all processes, and DDP averages gradients over them.
+        processes = self.accelerator.num_processes // self.get_tp_size()
+        scale = processes / num_items_in_batch.clamp_min(1.0)
+        output = model(**inputs, tokens=tokens, objective=self.objective, scale=scale)
+        return output.loss  # type: ignore[no-any-return]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+        loss = super().training_step(*args, **kwargs)
+        self._stop_unless_finite(float(loss), "loss")
+        return loss  # type: ignore[no-any-return]
+
+    def _get_grad_norm(self, model: "PreTrainedModel", grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None:  # a scaler skips such steps by itself
+            self._stop_unless_finite(float(norm), "gradient")
+        return norm
+
+    def _stop_unless_finite(self, value: float, what: str) -> None:
+        if math.isfinite(value):
+            return
+        raise NotFiniteError(what=what, value=value, step=self.state.global_step + 1)
+
+    def _check_start(self, model: "PreTrainedModel", inputs: Mapping[str, Any], tokens: Tokens) -> None:
+        """Before the first step, the model in training must be the reference: the same forward, the same numbers."""
+        self._start_checked = True
+        if tokens.reference_logprobs is None or self.state.global_step > 0:
+            return
+        with torch.no_grad():
+            output = model(**inputs, tokens=tokens, read=_label_logprobs)
+        change = float((output.read[0] - tokens.reference_logprobs).abs().mean()) if len(tokens) else 0.0
+        dtype = torch.get_autocast_dtype(tokens.labels.device.type) if torch.is_autocast_enabled() else model.dtype
+        if change > max(1e-4, 8 * torch.finfo(dtype).eps):
+            raise UserError(
+                f"before the first step, the model differs from its own reference by {change:.2g} nats a token: "
+                "the objective would constrain it to another model. Dropout is the usual cause (set the configuration's "
+                "dropout fields to 0); else the adapter changes the model before it is trained"
+            )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card is written at the end, with what was measured."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # TRL adds means of its own metrics, which this loss does not make.
+        self._metrics["train"].clear()
+        super().log(logs, start_time)
+
+
+def _label_logprobs(logits: ResponseLogits, tokens: Tokens) -> tuple[Tensor, ...]:
+    return (logits.logprobs(tokens.labels),)
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or its gradient is no number any more."""
+
+    def __init__(self, *, what: str, value: float, step: int) -> None:
+        super().__init__(f"the {what} is {value} at step {step}")
+        self.what, self.value, self.step = what, value, step
