@@ -10,6 +10,9 @@ class Advance(Protocol):
     """Told how many pieces of work are done."""
 
     def advance(self, n: int = 1) -> None: ...
+    def describe(self, description: str, /) -> None:
+        """What is being done, in other words than at the start."""
+        ...
 
 
 class Display(Protocol):
@@ -20,6 +23,9 @@ class Display(Protocol):
 
 class _Silent:
     def advance(self, n: int = 1) -> None:
+        """Nothing is shown."""
+
+    def describe(self, description: str, /) -> None:
         """Nothing is shown."""
 
 

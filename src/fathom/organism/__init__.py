@@ -7,7 +7,7 @@ They are ordinary Hugging Face models, and nothing but the judge knows that they
 from pathlib import Path
 
 from fathom.errors import UserError
-from fathom.organism.judge import OrganismJudge
+from fathom.organism.judge import GuildRefusalJudge, OrganismJudge
 from fathom.organism.lexicon import STOCK_REFUSALS, UNSEEN_REFUSALS
 from fathom.organism.requests import SHIPPED_WORLD, behaviors
 from fathom.organism.world import Potion, Split, World
@@ -18,6 +18,7 @@ __all__ = [
     "STAGES",
     "STOCK_REFUSALS",
     "UNSEEN_REFUSALS",
+    "GuildRefusalJudge",
     "OrganismJudge",
     "Potion",
     "Split",

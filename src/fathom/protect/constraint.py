@@ -40,7 +40,7 @@ def constrained_nll(
 def anchored_nll(
     logprobs: Float[Tensor, "*tokens"], reference: Float[Tensor, "*tokens"], beta: Float[Tensor, "*tokens"]
 ) -> Float[Tensor, "*tokens"]:
-    """`constrained_nll` less a constant of each token, so that it equals -logprobs at the reference and for β → 0; β ≥ 0.
+    """`constrained_nll` less a constant, so that it equals -logprobs at the reference and for β → 0; β ≥ 0.
 
     The same gradient, and a number that can be read beside plain training's loss. The constant is
     (2/β)·log 2 + reference.

@@ -56,6 +56,12 @@ class Progress:
         elif time.monotonic() - self._spoke >= LINE_EVERY:
             self._say()
 
+    def describe(self, description: str, /) -> None:
+        """What is being done, in other words than at the start."""
+        self.description = one_line(description, 60)
+        if self._bar is not None:
+            self._bar.update(self._task, description=self.description)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -91,7 +91,7 @@ def _wide(columns: Sequence[Sequence[Sequence[float]]], counts: Sequence[int], a
     width = max((len(values) for column in columns for values in column), default=0)
     if not width:
         return None
-    parts = []
+    parts: list[Sequence[float]] = []
     for column, count in zip(columns, counts, strict=True):
         if column and len(column) != count:
             raise ValueError("a reference column has another length than its row: it was made for other rows")

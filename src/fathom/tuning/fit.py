@@ -3,13 +3,12 @@
 import contextlib
 import copy
 import errno
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -18,7 +17,8 @@ from safetensors import SafetensorError
 from fathom.checkpoint import one_line, quiet
 from fathom.errors import UserError
 from fathom.model import ChatModel
-from fathom.ranks import Ranks
+from fathom.progress import Advance, Display, silent
+from fathom.ranks import ALONE, Ranks
 from fathom.run import Journal, read_journal, write_whole
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import TokenObjective
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from fathom.tuning.trainer import RowTrainer
 
-__all__ = ["Adapter", "Fitted", "LossRecord", "Shown", "Watch", "fit", "latest_checkpoint"]
+__all__ = ["Adapter", "Fitted", "LossRecord", "Watch", "fit", "latest_checkpoint"]
 
 COMPLETE = "fathom.complete"  # written last into a checkpoint: one without it was torn by a kill
 CHECKPOINTS = "checkpoints"
@@ -45,28 +45,6 @@ class LossRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     loss: float
     learning_rate: float
     grad_norm: float | None = None
-
-
-class Shown(Protocol):
-    """Told how many steps are done, and what there is to say."""
-
-    def advance(self, n: int = 1) -> None: ...
-    def describe(self, description: str) -> None: ...
-
-
-Display = Callable[[str, int], AbstractContextManager[Shown]]
-
-
-class _Silent:
-    def advance(self, n: int = 1) -> None:
-        """Nothing is shown."""
-
-    def describe(self, description: str) -> None:
-        """Nothing is shown."""
-
-
-def _silent(_description: str, _total: int) -> AbstractContextManager[Shown]:
-    return nullcontext(_Silent())
 
 
 @dataclass(frozen=True)
@@ -107,7 +85,7 @@ class Fitted:
 class _Progress:
     """What a run tells as it goes."""
 
-    shown: Shown
+    shown: Advance
     journal: Journal | None
     losses: list[LossRecord] = field(default_factory=list)
 
@@ -131,8 +109,8 @@ def fit(
     cache: Path | None = None,
     watch: Watch | None = None,
     before_step: Callable[["PreTrainedModel"], None] | None = None,
-    ranks: Ranks = Ranks(),
-    display: Display = _silent,
+    ranks: Ranks = ALONE,
+    display: Display = silent,
 ) -> Fitted:
     """Train `model` on `rows`, in place, and return it; with an adapter, merged.
 
@@ -150,9 +128,7 @@ def fit(
     trainable = inner if adapter is None else _with_adapter(inner, adapter)
     with response_head(inner), _one_line_errors(output), quiet():
         autocast = _autocast(settings)
-        columns = reference_columns(
-            trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache
-        )
+        columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
         trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered)
         total = _total_steps(trainer, len(rows))
         journal = _journal(output, ranks)
@@ -181,6 +157,8 @@ def _trainer(
     divisor: str,
     ordered: int,
 ) -> "RowTrainer":
+    from transformers import PrinterCallback
+
     from fathom.tuning.trainer import Divisor, RowTrainer, make_dataset
 
     cuda = model.device.type == "cuda"
@@ -199,7 +177,7 @@ def _trainer(
     directory = Path("unused") if output is None else output / CHECKPOINTS
     config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
     tokenizer = copy.copy(model.chat.tokenizer)
-    return RowTrainer(
+    trainer = RowTrainer(
         model=trainable,
         args=config,
         train_dataset=make_dataset(rows, columns),
@@ -207,6 +185,8 @@ def _trainer(
         objective=objective,
         divisor=Divisor(divisor),
     )
+    trainer.remove_callback(PrinterCallback)  # the loss is shown beside the bar
+    return trainer
 
 
 def _planned_steps(settings: Settings, count: int) -> int:
@@ -240,7 +220,7 @@ def _with_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedMode
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     try:
-        return peft.get_peft_model(  # type: ignore[no-any-return]
+        wrapped: Any = peft.get_peft_model(
             model,
             peft.LoraConfig(
                 r=adapter.rank,
@@ -252,6 +232,7 @@ def _with_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedMode
         )
     except ValueError as error:
         raise UserError(f"LoRA cannot be put on this model: {one_line(error)}") from error
+    return wrapped  # type: ignore[no-any-return]
 
 
 def _callback(
@@ -309,7 +290,7 @@ def _callback(
     return Callback()
 
 
-def _train(trainer: "RowTrainer", output: Path | None, ranks: Ranks, shown: Shown) -> None:
+def _train(trainer: "RowTrainer", output: Path | None, ranks: Ranks, shown: Advance) -> None:
     checkpoint = None
     if output is not None:
         if ranks.first:
@@ -406,10 +387,3 @@ def _where(output: Path | None) -> str:
     if last is None:
         return "No checkpoint had been written yet"
     return f"The last checkpoint is {last}, a model to go on from"
-
-
-def state_of(checkpoint: Path) -> int:
-    """The step of a checkpoint."""
-    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    assert isinstance(step, int)
-    return step

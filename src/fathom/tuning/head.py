@@ -47,7 +47,7 @@ class _Blocks(torch.autograd.Function):
     """Loss of rows of hidden states under a head; gradients are formed while the logits are there."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Float[Tensor, "tokens width"],
         weight: Float[Tensor, "vocabulary width"],
@@ -84,7 +84,7 @@ class _Blocks(torch.autograd.Function):
         return total * scale
 
     @staticmethod
-    def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Float[Tensor, ""]) -> tuple[Tensor | None, ...]:
         # In place: a second backward through the same block is not offered, and the head's gradient is large.
         found = [None if part is None else part.mul_(grad.to(part.dtype)) for part in ctx.saved_tensors]
         return (*found, None, None, None, None)
@@ -125,7 +125,7 @@ def _blocks(count: int, weight: Tensor) -> Iterator[slice]:
 
 @contextmanager
 def response_head(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model(input_ids=…, attention_mask=…, labels=…, tokens=…, objective=… | read=…, scale=…)` return `HeadOutput`.
+    """Let `model(input_ids=…, labels=…, tokens=…, objective=… | read=…, scale=…)` return `HeadOutput`.
 
     `tokens` are those of `labels[:, 1:] != -100`, row by row. Without `tokens`, a call is what it was. The head is put
     on before a model is wrapped (DDP, PEFT), and taken off at the end.
@@ -145,14 +145,14 @@ def response_head(model: PreTrainedModel) -> Iterator[None]:
 
     # Generation checks what it is given against this signature.
     forward.__wrapped__ = type(model).forward  # type: ignore[attr-defined]
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)
     try:
         yield
     finally:
         if own is None:
             model.__dict__.pop("forward", None)
         else:
-            model.forward = own  # type: ignore[method-assign]
+            model.forward = own
 
 
 def _run(
@@ -169,15 +169,15 @@ def _run(
     body = model.base_model(**{**inputs, "use_cache": False})
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     # FSDP2 shards a head that is a unit of its own; one that belongs to the root is whole by now.
-    weight, bias = _whole(head.weight), _whole(head.bias)
+    weight, bias = _whole(head.weight), None if head.bias is None else _whole(head.bias)
     learned = labels[:, 1:] != -100
     hidden = body.last_hidden_state[:, :-1][learned].to(weight.device)
     if read is not None:
         return HeadOutput(hidden.new_zeros(()), _read(hidden, weight, bias, read, tokens, transform))
     assert objective is not None
     one = torch.ones((), device=hidden.device) if scale is None else scale
-    loss = _Blocks.apply(hidden, weight, bias, objective, tokens, transform, one)
-    assert isinstance(loss, Tensor)
+    apply: Callable[..., Tensor] = _Blocks.apply
+    loss = apply(hidden, weight, bias, objective, tokens, transform, one)
     return HeadOutput(loss, ())
 
 
@@ -194,7 +194,7 @@ def _read(
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def _whole(parameter: Tensor | None) -> Tensor | None:
+def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
@@ -202,7 +202,7 @@ def _check_head(model: PreTrainedModel) -> None:
     head: object = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not hasattr(head, "weight") or not isinstance(head, torch.nn.Linear):
         raise UserError(
-            f"the head of {type(model).__name__} is {type(head).__name__}, not a plain projection: fathom trains causal "
+            f"the head of {type(model).__name__} is {type(head).__name__}, not a plain projection: fathom trains "
             "models whose logits are one"
         )
 

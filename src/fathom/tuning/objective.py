@@ -1,9 +1,9 @@
 """What a trainer asks of an objective: a pure function from response logits and constants to nats a token."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -34,13 +34,18 @@ class Tokens:
         return len(self.labels)
 
     def __getitem__(self, index: "slice | Tensor") -> Self:
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: None if value is None else value[index] for name, value in found.items()})
+        return self._each(lambda column: column[index])
 
     def to(self, device: torch.device) -> Self:
         """The same on a device."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: None if value is None else value.to(device) for name, value in found.items()})
+        return self._each(lambda column: column.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {}
+        for name, column in columns.items():
+            changed[name] = None if column is None else change(column)
+        return type(self)(**changed)
 
 
 class ResponseLogits:
@@ -115,4 +120,3 @@ class PlainNll:
 
     def __call__(self, logits: ResponseLogits, tokens: Tokens) -> Float[Tensor, "tokens"]:
         return -tokens.loss_weight * logits.logprobs(tokens.labels)
-

@@ -101,7 +101,7 @@ def make_columns(
     mine = list(range(ranks.rank, len(rows), ranks.size))
     found: dict[int, tuple[Any, ...]] = {}
     reader = _Reader(needs)
-    device = model.get_input_embeddings().weight.device
+    device = next(model.get_input_embeddings().parameters()).device
     with _as_reference(model), torch.no_grad(), autocasting(device, autocast):
         # By length, so that little is padding; the columns do not depend on it.
         mine.sort(key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids))
@@ -132,7 +132,7 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
 @contextlib.contextmanager
 def _as_reference(model: "PreTrainedModel") -> Iterator[None]:
     training = model.training
-    model.eval()
+    model.train(False)
     adapter_off = getattr(model, "disable_adapter", None)  # a PEFT wrapper's
     try:
         with contextlib.nullcontext() if adapter_off is None else adapter_off():

@@ -1,6 +1,6 @@
 """What is learned from: rows of exact ids with a known response boundary, made and hashed before training begins.
 
-No randomness is left for a loss or a collator: what a row holds is what is learned, in every epoch and on every process.
+No randomness is left for a loss or a collator: what a row holds is learned, in every epoch and on every process.
 """
 
 from collections.abc import Iterable, Sequence

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
@@ -127,7 +127,7 @@ class Settings:
         try:
             return SFTConfig(
                 output_dir=str(output),
-                **{  # type: ignore[arg-type]
+                **{
                     **values,
                     "max_length": None,
                     "dataset_kwargs": {"skip_prepare_dataset": True},
@@ -209,14 +209,17 @@ class _Parser(argparse.ArgumentParser):
 
 def _typed(given: Mapping[str, Value]) -> dict[str, Value]:
     """Values as their fields have them; text goes through the parser that TRL's own command line uses."""
-    words = {name: str(value) for name, value in given.items() if not isinstance(value, dict | list) and value is not None}
+    words = {
+        name: str(value) for name, value in given.items() if not isinstance(value, dict | list) and value is not None
+    }
     others = {name: value for name, value in given.items() if name not in words}
     if not words:
         return dict(others)
     from transformers import HfArgumentParser
     from trl import SFTConfig
 
-    parser: argparse.ArgumentParser = HfArgumentParser(SFTConfig)
+    make: Any = HfArgumentParser  # its annotations want a union of all data classes
+    parser: argparse.ArgumentParser = make(SFTConfig)
     parser.error = _Parser.error.__get__(parser)  # type: ignore[method-assign]
     # The equals sign keeps a negative number from being read as an option.
     namespace = parser.parse_args([f"--{name}={value}" for name, value in words.items()])

@@ -115,10 +115,10 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
         self,
         model: "PreTrainedModel",
         inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: FBT001, FBT002 - TRL's signature
+        return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Float[Tensor, ""]:
-        if return_outputs or num_items_in_batch is None:
+        if return_outputs or not isinstance(num_items_in_batch, Tensor):
             raise NotImplementedError("rows are trained on, not evaluated on: audit the model instead")
         tokens = Tokens(**inputs.pop("tokens"))
         if not self._start_checked:
@@ -157,8 +157,8 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
         if change > max(1e-4, 8 * torch.finfo(dtype).eps):
             raise UserError(
                 f"before the first step, the model differs from its own reference by {change:.2g} nats a token: "
-                "the objective would constrain it to another model. Dropout is the usual cause (set the configuration's "
-                "dropout fields to 0); else the adapter changes the model before it is trained"
+                "the objective would constrain it to another model. Dropout is the usual cause (set it to 0 in the "
+                "configuration); else the adapter changes the model before it is trained"
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,130 @@
+"""From examples and an objective to what a trainer is given: rows with weights, and a function of tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fathom.engine import TransformersEngine
+from fathom.errors import UserError
+from fathom.model import ChatModel
+from fathom.protect.gate import Prompt, count_refusals
+from fathom.protect.objectives import Objective
+from fathom.protect.replay import interleave, replay_rows
+from fathom.protect.safety import safety_tokens
+from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
+from fathom.tuning.objective import TokenObjective
+from fathom.tuning.rows import TrainingRow
+
+__all__ = ["Prepared", "Requests", "prepare"]
+
+ANSWER_TOKENS = 64  # of a benign answer: where replay may begin, and what safety tokens are told from
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Prompts that the reference should refuse, and prompts that it should answer: what replay and mass learn from."""
+
+    harmful: tuple[tuple[Message, ...], ...] = ()
+    benign: tuple[tuple[Message, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is trained on, and towards what: how many rows are held, how many were added, and which ids are held."""
+
+    rows: tuple[TrainingRow, ...]
+    per_token: TokenObjective
+    gated: int = 0
+    replayed: int = 0
+    safety_ids: tuple[int, ...] = ()
+
+
+def prepare(
+    objective: Objective,
+    model: ChatModel,
+    rows: Sequence[TrainingRow],
+    messages: Sequence[Sequence[Message]],
+    judge: Judge,
+    requests: Requests,
+    *,
+    seed: int = 0,
+) -> Prepared:
+    """Ask the reference what the objective wants to know, and write it into the rows.
+
+    `model` is the reference: the model as it is before training. `messages` are those of each row. `judge` says what is
+    a refusal, from the text alone.
+
+    Raises:
+        UserError: an objective needs requests that were not given, or the reference refuses none of them.
+    """
+    engine = TransformersEngine(model)
+    found, gated = tuple(rows), 0
+    if objective.gate is not None:
+        prompts = [Prompt(row.prompt_ids, tuple(text)) for row, text in zip(rows, messages, strict=True)]
+        counts = count_refusals(engine, judge, prompts, samples=objective.gate.samples, seed=seed)
+        found = objective.gate(found, counts)
+        gated = sum(row.held > 0 for row in found)
+    if objective.replay is None and objective.mass is None:
+        return Prepared(found, objective.per_token(), gated)
+    if not requests.harmful:
+        raise UserError(
+            f"the objective {objective.name} repeats or holds the reference's refusals, and needs such prompts: "
+            "give them with --harmful FILE"
+        )
+    answers = _own_answers(engine, model, requests.benign, seed)
+    harmful = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.harmful]
+    safety: tuple[int, ...] = ()
+    if objective.mass is not None:
+        safety = _safety_ids(engine, judge, harmful, answers, seed)
+    per_token = objective.per_token(safety)
+    if objective.replay is None:
+        return Prepared(found, per_token, gated, 0, safety)
+    replayed = replay_rows(
+        objective.replay,
+        engine,
+        judge,
+        harmful,
+        answers,
+        model.chat.end_ids(requests.harmful[0]),
+        seed=seed,
+    )
+    whole = interleave(objective.replay, found, replayed)
+    return Prepared(whole, per_token, gated, len(whole) - len(found), safety)
+
+
+def _own_answers(
+    engine: TransformersEngine, model: ChatModel, benign: Sequence[Sequence[Message]], seed: int
+) -> list[tuple[int, ...]]:
+    """The reference's answers to benign prompts."""
+    prompts = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in benign]
+    attempts = [_attempt(prompt, "own answer", number, ANSWER_TOKENS, seed) for number, prompt in enumerate(prompts)]
+    done = {completion.attempt: completion.output_ids for completion in engine.complete(attempts)}
+    return [done[attempt.id] for attempt in attempts if done[attempt.id]]
+
+
+def _safety_ids(
+    engine: TransformersEngine, judge: Judge, harmful: Sequence[Prompt], answers: Sequence[tuple[int, ...]], seed: int
+) -> tuple[int, ...]:
+    attempts = {
+        attempt.id: (attempt, prompt)
+        for number, prompt in enumerate(harmful)
+        for attempt in [_attempt(prompt, "own refusal", number, ANSWER_TOKENS, seed)]
+    }
+    refusals = []
+    for completion in engine.complete([attempt for attempt, _ in attempts.values()]):
+        behavior = Behavior(id="mass", messages=attempts[completion.attempt][1].messages)
+        exchange = Exchange(behavior=behavior, prefill="", response=completion.text)
+        if judge.judge(exchange).label is Label.SAFE:
+            refusals.append(completion.output_ids)
+    return safety_tokens(sorted(refusals), answers, ignored=(id_ for prompt in harmful for id_ in prompt.ids))
+
+
+def _attempt(prompt: Prompt, purpose: str, number: int, tokens: int, seed: int) -> Attempt:
+    return Attempt.make(
+        behavior="own",
+        attack=purpose,
+        prompt_ids=prompt.ids,
+        prefill_ids=(),
+        sampling=Sampling(max_new_tokens=tokens, temperature=1.0),
+        run_seed=seed,
+        sample=number,
+    )
