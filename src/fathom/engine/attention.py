@@ -103,12 +103,12 @@ class TrunkCache:
             self.layers[number] = LayerCache(*trunks, *own)
         return self.layers[number]
 
-    def move_rows(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy rows into the places of rows that have finished; nothing is allocated."""
+    def move_rows(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
+        """Copy rows, of which `tokens` are filled, into other places; nothing is allocated."""
         for layer in self.layers.values():
             at = torch.tensor([sources, targets], device=layer.own_key.device)
             for own in (layer.own_key, layer.own_value):
-                own[at[1]] = own[at[0]]
+                own[at[1], :, :tokens] = own[at[0], :, :tokens]
 
     def keep_groups(self, kept: Sequence[int]) -> None:
         for layer in self.layers.values():

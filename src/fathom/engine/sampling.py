@@ -14,54 +14,65 @@ _CELLS = 1 << 23  # logits that are sorted and summed at once, in double precisi
 
 
 @torch.inference_mode()
-def choose(logits: Float[Tensor, "rows vocabulary"], rows: Sequence[Row]) -> list[int]:
-    """The next token of every row; row i's i-th noise is used for its i-th output token.
+def choose(
+    logits: Float[Tensor, "places vocabulary"], rows: Sequence[Row], places: Sequence[int] | None = None
+) -> list[int]:
+    """The next token of every row; row i reads logits `places[i]` (default: i), its n-th noise for its n-th token.
 
     Equals argmax for greedy rows and inverse-transform sampling over softmax(logits / temperature), cut by top-k and
-    then top-p, for the others.
+    then top-p, for the others. Rows of one place are sorted once.
     """
+    at = range(len(rows)) if places is None else places
     drawn = [i for i, row in enumerate(rows) if row.noise is not None]
-    tokens: list[int] = [] if len(drawn) == len(rows) else logits.argmax(dim=-1).tolist()
-    if not drawn:
-        return tokens
-    tokens = tokens or [0] * len(rows)
+    best = [] if len(drawn) == len(rows) else logits.argmax(dim=-1).tolist()
+    tokens = [0 if row.noise is not None else best[place] for row, place in zip(rows, at, strict=True)]
     step = max(1, _CELLS // logits.shape[1])
     for start in range(0, len(drawn), step):
         part = drawn[start : start + step]
-        for i, token in zip(part, _draw_rows(logits[part], [rows[i] for i in part]), strict=True):
+        for i, token in zip(part, _draw_rows(logits, [rows[i] for i in part], [at[i] for i in part]), strict=True):
             tokens[i] = token
     return tokens
 
 
-def _draw_rows(logits: Float[Tensor, "rows vocabulary"], rows: Sequence[Row]) -> list[int]:
+def _draw_rows(logits: Float[Tensor, "places vocabulary"], rows: Sequence[Row], at: Sequence[int]) -> list[int]:
     def column(values: list[float]) -> Tensor:
         # MPS has no double precision; there the last bits of a draw are coarser, never dependent on the batch
         return torch.tensor(values, dtype=torch.float32 if device == "mps" else torch.float64, device=logits.device)
 
     device = logits.device.type
+    used = {place: number for number, place in enumerate(sorted(set(at)))}
     noise = column([float(row.noise[len(row.output)]) for row in rows if row.noise is not None])
     return draw(
-        logits.float(),
+        logits[list(used)].float(),
         noise,
         temperature=column([row.sampling.temperature for row in rows]),
         top_k=[row.sampling.top_k for row in rows],
         top_p=column([row.sampling.top_p for row in rows]),
+        places=[used[place] for place in at],
     ).tolist()
 
 
 def draw(
-    logits: Float[Tensor, "rows vocabulary"],
+    logits: Float[Tensor, "places vocabulary"],
     noise: Float[Tensor, " rows"],
     *,
     temperature: Float[Tensor, " rows"],
     top_k: Sequence[int],
     top_p: Float[Tensor, " rows"],
+    places: Sequence[int] | None = None,
 ) -> Int[Tensor, " rows"]:
-    """The token at quantile `noise`, in [0, 1), of each row's distribution, tokens in the order of their ids."""
-    scores = logits / temperature[:, None].to(logits.dtype)
-    scores = _cut_top_k(scores, top_k)
-    if bool((top_p < 1).any()):
-        scores = _cut_top_p(scores, top_p)
+    """The token at quantile `noise`, in [0, 1), of each row's distribution, tokens in the order of their ids.
+
+    Row i's distribution comes from logits `places[i]`, by default i. Ranks are those of the logits themselves, so
+    that a temperature, which may round two of them together, changes no rank.
+    """
+    at = torch.tensor(range(len(noise)) if places is None else places, device=logits.device)
+    floor = _top_k_floor(logits, at, top_k)
+    scores = _scores(logits[at], temperature, floor)
+    cut = (top_p < 1).nonzero()[:, 0]
+    if len(cut):
+        dropped = _beyond_top_p(logits, at[cut], temperature[cut], floor[cut], top_p[cut])
+        scores[cut] = scores[cut].masked_fill(dropped, -torch.inf)
     cumulated = scores.softmax(dim=-1).cumsum(dim=-1, dtype=noise.dtype)
     total = cumulated[:, -1:]
     # below the total even after rounding, so that a token of probability 0 is never drawn
@@ -69,23 +80,26 @@ def draw(
     return torch.searchsorted(cumulated, quantile, right=True)[:, 0]
 
 
-def _cut_top_k(scores: Tensor, top_k: Sequence[int]) -> Tensor:
-    vocabulary = scores.shape[1]
-    kept = [k if 0 < k < vocabulary else 0 for k in top_k]
-    if not any(kept):
-        return scores
-    best = scores.topk(max(kept), dim=-1).values
-    floor = torch.full_like(scores[:, :1], -torch.inf)
-    for i, k in enumerate(kept):
-        if k:
-            floor[i, 0] = best[i, k - 1]
-    return scores.masked_fill(scores < floor, -torch.inf)
+def _scores(logits: Tensor, temperature: Tensor, floor: Tensor) -> Tensor:
+    return (logits / temperature[:, None].to(logits.dtype)).masked_fill(logits < floor, -torch.inf)
 
 
-def _cut_top_p(scores: Tensor, top_p: Tensor) -> Tensor:
-    """Keep the smallest set of most probable tokens whose probabilities reach top_p; it always holds one token."""
-    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1).to(top_p.dtype)
+def _top_k_floor(logits: Tensor, at: Tensor, top_k: Sequence[int]) -> Float[Tensor, "rows 1"]:
+    """The least logit that each row's top-k keeps; ties with it are kept too."""
+    vocabulary = logits.shape[1]
+    floor = logits.new_full((len(at), 1), -torch.inf)
+    kept = [(i, k) for i, k in enumerate(top_k) if 0 < k < vocabulary]
+    if kept:
+        best = logits.topk(max(k for _, k in kept), dim=-1).values
+        rows, ranks = torch.tensor(kept, device=logits.device).T
+        floor[rows, 0] = best[at[rows], ranks - 1]
+    return floor
+
+
+def _beyond_top_p(logits: Tensor, at: Tensor, temperature: Tensor, floor: Tensor, top_p: Tensor) -> Tensor:
+    """All but the smallest set of most probable tokens whose probabilities reach top_p, which holds one at least."""
+    distinct, number = torch.unique(at, return_inverse=True)
+    ordered, order = logits[distinct].sort(dim=-1, descending=True, stable=True)
+    probabilities = _scores(ordered[number], temperature, floor).softmax(dim=-1).to(top_p.dtype)
     before = probabilities.cumsum(dim=-1) - probabilities
-    dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, before >= top_p[:, None])
-    return scores.masked_fill(dropped & (top_p < 1)[:, None], -torch.inf)
+    return torch.zeros_like(before, dtype=torch.bool).scatter(1, order[number], before >= top_p[:, None])

@@ -1,7 +1,10 @@
 """The fast way: each trunk is computed once, and all rows of a wave then advance together, one token per forward pass.
 
-Rows that finish leave the batch at once; their places in the cache are taken by the last rows, so that the matrix
-products stay dense. `obstacle` says beforehand, by trying, whether an architecture can be run like this.
+Rows that have written the very same so far share a lane: one place in the cache, one row of each product, one sorting
+of logits, from which each row draws with its own noise. A lane splits where its rows draw differently, so a wave of
+many samples of one prompt is the trie of what they write. Rows that finish leave at once and the last lanes take
+their places, so that the products stay dense. `obstacle` says beforehand, by trying, whether an architecture can be
+run like this.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,39 +43,64 @@ class SharedDecoder:
         state = _Wave(self.model, wave)
         logits = state.start()
         while True:
-            rows = state.rows
-            for row, token in zip(rows, choose(logits, rows), strict=True):
+            rows = [row for lane in state.lanes for row in lane.rows]
+            places = [place for place, lane in enumerate(state.lanes) for _ in lane.rows]
+            for row, token in zip(rows, choose(logits, rows, places), strict=True):
                 row.accept(token, self.stop_ids)
             del logits
             yield from (row for row in rows if row.finish)
-            state.drop_finished()
-            if not state.rows:
+            state.branch()
+            if not state.lanes:
                 return
-            logits = state.step([row.output[-1] for row in state.rows])
+            logits = state.step([lane.output[-1] for lane in state.lanes])
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Lane:
+    """Rows of one group with the same ids and the same output so far."""
+
+    group: int
+    rows: list[Row]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.rows[0].ids
+
+    @property
+    def output(self) -> list[int]:
+        return self.rows[0].output
+
+    def branches(self) -> list["_Lane"]:
+        """The rows that go on, parted by the token that they took last."""
+        parted: dict[int, list[Row]] = {}
+        for row in self.rows:
+            if row.finish is None:
+                parted.setdefault(row.output[-1], []).append(row)
+        return [_Lane(self.group, rows) for rows in parted.values()]
 
 
 class _Wave:
-    """The rows that are being written, in the order in which they lie in the cache."""
+    """The lanes that are being written, in the order in which they lie in the cache."""
 
     def __init__(self, model: PreTrainedModel, wave: Sequence[Group]) -> None:
         self.model = model
         self.device = model.device
         self.trunks = [group.trunk for group in wave]
-        self.rows = [row for group in wave for row in group.rows]
-        self.group_of = [number for number, group in enumerate(wave) for _ in group.rows]
+        self.lanes = [lane for number, group in enumerate(wave) for lane in _lanes(number, group)]
+        rows = [row for group in wave for row in group.rows]
         self.cache = TrunkCache(
             groups=len(wave),
             trunk=max(len(trunk) for trunk in self.trunks),
-            rows=len(self.rows),
-            new=max(row.sampling.max_new_tokens for row in self.rows) - 1,
+            rows=len(rows),  # as many lanes as there can come to be
+            new=max(row.sampling.max_new_tokens for row in rows) - 1,
         )
         self.plan: StepPlan | None = None
         self.steps = 0
 
     @torch.inference_mode()
-    def start(self) -> Float[Tensor, "rows vocabulary"]:
-        """Compute the trunks; the logits are those after each row's own ids."""
-        wanted = [(group, len(row.ids) - 1) for group, row in zip(self.group_of, self.rows, strict=True)]
+    def start(self) -> Float[Tensor, "lanes vocabulary"]:
+        """Compute the trunks; the logits are those after each lane's own ids."""
+        wanted = [(lane.group, len(lane.ids) - 1) for lane in self.lanes]
         distinct = {place: number for number, place in enumerate(sorted(set(wanted)))}
         limit = _PACKED_CPU if self.device.type == "cpu" else _PACKED
         parts = [self._trunk_logits(groups, list(distinct)) for groups in _packs([len(t) for t in self.trunks], limit)]
@@ -92,49 +120,58 @@ class _Wave:
         return _forward(self.model, torch.tensor([packed]), positions[None], torch.tensor(kept), plan)[0]
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int]) -> Float[Tensor, "rows vocabulary"]:
-        """Append one token to every row; the logits are those after it."""
+    def step(self, tokens: Sequence[int]) -> Float[Tensor, "lanes vocabulary"]:
+        """Append one token to every lane; the logits are those after it."""
         if self.plan is None:
             self.plan = self._plan()
-        positions = torch.tensor([len(row.ids) for row in self.rows]) + self.steps
+        positions = torch.tensor([len(lane.ids) for lane in self.lanes]) + self.steps
         logits = _forward(self.model, torch.tensor(tokens)[:, None], positions[:, None], 0, self.plan)[:, -1]
         self.plan.advance()
         self.steps += 1
         return logits
 
     @torch.inference_mode()
-    def drop_finished(self) -> None:
-        """Take out rows that have finished: the last rows move into their places, empty groups go."""
-        finished = {i for i, row in enumerate(self.rows) if row.finish}
-        if not finished:
+    def branch(self) -> None:
+        """Split lanes whose rows took different tokens, take out those that have finished, and empty groups with them.
+
+        The first branch of a lane stays where it is; the others, and the last lanes, fill the places that are free.
+        """
+        branches = [lane.branches() for lane in self.lanes]
+        if all(len(parts) == 1 for parts in branches):
+            self.lanes = [parts[0] for parts in branches]
             return
-        kept = len(self.rows) - len(finished)
-        sources = [i for i in range(kept, len(self.rows)) if i not in finished]
-        targets = sorted(i for i in finished if i < kept)
-        if sources and self.steps:
-            self.cache.move_rows(sources, targets)
-        for source, target in zip(sources, targets, strict=True):
-            self.rows[target], self.group_of[target] = self.rows[source], self.group_of[source]
-        del self.rows[kept:], self.group_of[kept:]
+        count = sum(map(len, branches))
+        staying = {place: parts[0] for place, parts in enumerate(branches) if parts and place < count}
+        moving = [
+            (place, lane)
+            for place, parts in enumerate(branches)
+            for number, lane in enumerate(parts)
+            if number or place >= count
+        ]
+        free = [place for place in range(count) if place not in staying]
+        if moving and self.steps:
+            self.cache.move_rows([source for source, _ in moving], free, self.steps)
+        lanes = staying | {place: lane for place, (_, lane) in zip(free, moving, strict=True)}
+        self.lanes = [lanes[place] for place in range(count)]
         self._drop_groups()
         self.plan = None
 
     def _drop_groups(self) -> None:
-        alive = sorted(set(self.group_of))
+        alive = sorted({lane.group for lane in self.lanes})
         if 0 < len(alive) <= self.cache.groups // 2:
             self.cache.keep_groups(alive)
             renumbered = {old: new for new, old in enumerate(alive)}
-            self.group_of = [renumbered[group] for group in self.group_of]
+            self.lanes = [_Lane(renumbered[lane.group], lane.rows) for lane in self.lanes]
 
     def _plan(self) -> StepPlan:
         places: list[int] = []
         filled = [0] * self.cache.groups
-        for group in self.group_of:
-            places.append(filled[group])
-            filled[group] += 1
+        for lane in self.lanes:
+            places.append(filled[lane.group])
+            filled[lane.group] += 1
         width = max(filled)
-        slots = torch.tensor([group * width + place for group, place in zip(self.group_of, places, strict=True)])
-        lengths = torch.tensor([len(row.ids) for row in self.rows])
+        slots = torch.tensor([lane.group * width + place for lane, place in zip(self.lanes, places, strict=True)])
+        lengths = torch.tensor([len(lane.ids) for lane in self.lanes])
         branch = torch.zeros(self.cache.groups * width, dtype=torch.long)
         branch[slots] = lengths
         return StepPlan(
@@ -144,6 +181,14 @@ class _Wave:
             deepest=int(lengths.max()),
             step=self.steps,
         )
+
+
+def _lanes(number: int, group: Group) -> list[_Lane]:
+    """One lane for each length of input: inputs of a group are prefixes of one trunk."""
+    parted: dict[int, list[Row]] = {}
+    for row in group.rows:
+        parted.setdefault(len(row.ids), []).append(row)
+    return [_Lane(number, rows) for rows in parted.values()]
 
 
 def _packs(lengths: Sequence[int], limit: int) -> Iterator[range]:
@@ -227,8 +272,8 @@ def _disagreement(model: PreTrainedModel, probe: tuple[int, ...]) -> str | None:
     groups.append(Group(probe[:middle], (_probe_row(probe, middle, steps),)))
     wave = _Wave(model, groups)
     seen = [wave.start()]
-    seen += [wave.step([probe[len(row.ids) + i] for row in wave.rows]) for i in range(steps)]
-    places = [[len(row.ids) - 1 + i for row in wave.rows] for i in range(steps + 1)]
+    seen += [wave.step([probe[len(lane.ids) + i] for lane in wave.lanes]) for i in range(steps)]
+    places = [[len(lane.ids) - 1 + i for lane in wave.lanes] for i in range(steps + 1)]
     distinct = sorted({place for step in places for place in step})
     device = model.device
     plain = model(
