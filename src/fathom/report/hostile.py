@@ -1,16 +1,16 @@
 """Makes text that nobody vouches for safe to look at: what would act or hide is replaced by its code point.
 
-Model text, behaviors and names may carry escape codes, bidirectional overrides or invisible characters. They are shown as
-`⟦U+202E⟧`, never passed on and never dropped in silence. Markup is not this module's business: HTML is escaped where it
-is written, and terminal text is written without a markup parser.
+Model text, behaviors and names may carry escape codes, bidirectional overrides or invisible characters. They are shown
+as `⟦U+202E⟧`, never passed on and never dropped in silence. Markup is not this module's business: HTML is escaped where
+it is written, and terminal text is written without a markup parser.
 """
 
 import re
 
 __all__ = ["HIDDEN_RANGES", "one_line", "sanitise"]
 
-# Code points that move the cursor, reorder the line, or cannot be seen. Newline and tab are text. The joiners U+200C and
-# U+200D stay: Persian, Indic scripts and emoji are written with them.
+# Code points that move the cursor, reorder the line, or cannot be seen. Newline and tab are text. The joiners U+200C
+# and U+200D stay: Persian, Indic scripts and emoji are written with them.
 HIDDEN_RANGES: tuple[tuple[int, int], ...] = (
     (0x0000, 0x0008),
     (0x000B, 0x001F),

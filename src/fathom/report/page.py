@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from fathom.records import Counted, Subject
-from fathom.report import charts, tables, wording
+from fathom.report import charts, plot, tables, wording
 from fathom.report.hostile import HIDDEN_RANGES, one_line, sanitise
 from fathom.report.samples import Packed, ReportData, gather, pack, script_json
 from fathom.run import Run, write_whole
@@ -61,7 +61,7 @@ def page(data: ReportData) -> str:
 
 def inlined(specs: Mapping[str, object], packed: Packed, scripts: tuple[str, ...]) -> dict[str, object]:
     """Everything a page's template inlines, and the policy that lets run only the scripts made here."""
-    sources = [charts.script(), "\n".join(_asset(name) for name in scripts)]
+    sources = [plot.script(), "\n".join(_asset(name) for name in scripts)]
     hashes = " ".join(f"'sha256-{_sha256(source)}'" for source in sources)
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "

@@ -1,4 +1,4 @@
-"""How far a stage is, on standard error: a bar with the remaining time, or a plain line now and then where no one watches."""
+"""How far a stage is, on standard error: a bar with the remaining time, or a plain line now and then."""
 
 import sys
 import time

@@ -126,7 +126,7 @@ def pack(samples: Iterable[Sample]) -> Packed:
 
 
 def pack_json(content: object) -> Packed:
-    """Plain data as text that is inert between script tags, gzip in base64 where it is large; the same bytes each time."""
+    """Plain data as text that is inert between script tags, gzip in base64 where large; the same bytes each time."""
     text = script_json(content)
     if len(text) <= INLINE_LIMIT:
         return Packed("json", text)
@@ -136,7 +136,7 @@ def pack_json(content: object) -> Packed:
 
 
 def script_json(content: object) -> str:
-    """JSON in ASCII with `<`, `>` and `&` escaped, so that no text in it can end the script element or open a comment."""
+    """JSON in ASCII with `<`, `>` and `&` escaped: no text in it can end the script element or open a comment."""
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
