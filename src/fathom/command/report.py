@@ -30,12 +30,15 @@ def compare_runs(first: Path, second: Path, output: Path | None, *, as_json: boo
         UserError: one of them is no finished run, or they share no behavior.
     """
     runs = Run.open(first), Run.open(second)
-    from fathom.report.compare import compare, render_comparison
+    from fathom.report.compare import compare_pairs
+    from fathom.report.compare_page import render_comparison
     from fathom.report.page import write_report
+    from fathom.report.pairing import pair_runs
     from fathom.report.terminal import print_comparison
 
-    comparison = compare(*runs)
-    page = write_report(output or second / "compare.html", render_comparison(comparison))
+    pairing = pair_runs(*runs)
+    comparison = compare_pairs(pairing)
+    page = write_report(output or second / "compare.html", render_comparison(pairing, comparison))
     if as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(comparison), indent=2) + b"\n")
     else:

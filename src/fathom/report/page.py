@@ -54,7 +54,7 @@ def page(data: ReportData) -> str:
             figures=tables.figures(audit),
             provenance=tables.provenance(audit, data.manifest),
             sample_count=len(data.samples),
-            **inlined(_charts(audit), packed, ("app.js", "samples.js")),
+            **inlined(_charts(audit), packed, ("app.js", "browse.js", "samples.js")),
         )
     )
 

@@ -14,7 +14,7 @@ from fathom.records import Attempt, Behavior, Completion, Verdict
 from fathom.run import Run
 from fathom.schema import Audit, Manifest
 
-__all__ = ["Packed", "ReportData", "Sample", "gather", "join", "pack", "pack_json", "script_json"]
+__all__ = ["Packed", "ReportData", "Sample", "gather", "join", "pack", "pack_json", "packed_content", "script_json"]
 
 INLINE_LIMIT = 100_000  # characters of JSON beyond which compression pays for its decoding
 
@@ -111,6 +111,11 @@ def pack(samples: Iterable[Sample]) -> Packed:
     Behaviors and token ids are held once and named by index. Samples of a behavior stand together, so that the
     prefills that share a beginning also share a compression window.
     """
+    return pack_json(packed_content(samples))
+
+
+def packed_content(samples: Iterable[Sample]) -> dict[str, object]:
+    """What `pack` packs, as plain data; samples keep their order."""
     behaviors: dict[str, int] = {}
     shown: list[object] = []
     ids: dict[tuple[int, ...], int] = {}
@@ -121,8 +126,7 @@ def pack(samples: Iterable[Sample]) -> Packed:
             behaviors[behavior.id] = len(behaviors)
             shown.append(_behavior(behavior))
         rows.append(_row(sample, behaviors[behavior.id], ids))
-    content = {"behaviors": shown, "ids": [list(key) for key in ids], "samples": rows}
-    return pack_json(content)
+    return {"behaviors": shown, "ids": [list(key) for key in ids], "samples": rows}
 
 
 def pack_json(content: object) -> Packed:

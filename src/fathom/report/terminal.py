@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fathom.records import Counted
-from fathom.report import tables, wording
+from fathom.report import contrast, tables, wording
+from fathom.report.compare import AttackDifference, Comparison, Difference
 from fathom.report.hostile import one_line, sanitise
 from fathom.report.progress import Progress
 from fathom.schema import AttackRow, Audit
 from fathom.tally import percent
 
-__all__ = ["Progress", "bar", "print_audit"]
+__all__ = ["Progress", "bar", "print_audit", "print_comparison"]
 
 ROOMY = 76  # columns from which bars and a second curve have room
 BAR = 12  # columns of a bar
@@ -35,6 +36,23 @@ def print_audit(audit: Audit, report: Path, *, console: Console | None = None) -
         out.print()
     _notes(out, audit.notes)
     out.print(Text.assemble(("Report  ", "dim"), one_line(str(report))), soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison, page: Path, *, console: Console | None = None) -> None:
+    """Print the sentence, the differences by depth and of other attacks, the control, and where the page is."""
+    out = console or Console(highlight=False)
+    names = [wording.model_name(side.model.name) for side in (comparison.first, comparison.second)]
+    out.print()
+    out.print(Text.assemble((names[0], "bold"), ("  against  ", "dim"), (names[1], "bold")))
+    out.print(Text(contrast.headline(comparison), style="bold cyan"))
+    out.print()
+    _figures(out, contrast.figures(comparison))
+    out.print()
+    for table in _differences(comparison):
+        out.print(table)
+        out.print()
+    _notes(out, comparison.notes)
+    out.print(Text.assemble(("Page  ", "dim"), one_line(str(page))), soft_wrap=True)
 
 
 def bar(share: float, width: int = BAR) -> str:
@@ -85,6 +103,41 @@ def _tables(audit: Audit, width: int) -> Iterable[Table]:
         yield _openings(audit, width)
     if audit.benign.rows:
         yield _benign(audit)
+
+
+def _differences(comparison: Comparison) -> Iterable[Table]:
+    for strand in contrast.strands(comparison):
+        if strand.counted is Counted.CONTINUATION:
+            rows = [(str(row.prefill_tokens), row.asr) for row in strand.rows]
+            yield _difference(f"ASR by tokens of the answer given ({strand.drawn})", "Tokens", rows)
+    others = [
+        (f"{_setting_name(row)} ({wording.drawn(row.temperature)})", row.asr) for row in contrast.others(comparison)
+    ]
+    if others:
+        yield _difference("Other attacks", "Attack", others)
+    for name, shares in (
+        ("Benign requests helped", [(row, row.helped) for row in comparison.benign]),
+        ("Benign requests refused", [(row, row.refused) for row in comparison.benign]),
+    ):
+        moved = [(f"{row.prefill_tokens} ({wording.drawn(row.temperature)})", share) for row, share in shares]
+        if moved:
+            yield _difference(f"{name}, by tokens of a helpful answer given", "Tokens", moved)
+
+
+def _setting_name(row: AttackDifference) -> str:
+    parts = [wording.setting(row.parameters), f"{row.prefill_tokens} tokens given" if row.prefill_tokens else ""]
+    return ", ".join([wording.attack_name(row.attack), *(part for part in parts if part)])
+
+
+def _difference(title: str, first: str, rows: Iterable[tuple[str, Difference]]) -> Table:
+    table = _table(f"{title}, difference in points", first, "Pairs", "First", "Second", left=True)
+    table.add_column("Diff.", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    for name, found in rows:
+        shares = (f"{wording.share_percent(share)} %" for share in (found.first, found.second))
+        ends = (contrast.points(found.difference), contrast.span(found))
+        table.add_row(Text(name), str(found.behaviors), *shares, *ends)
+    return table
 
 
 def _sweep(curves: Iterable[wording.Curve], width: int) -> Table:
