@@ -17,7 +17,7 @@ from fathom.errors import UserError
 from fathom.records import Behavior, Message, content_hash
 from fathom.schema import SkippedRow
 
-__all__ = ["LoadedBehaviors", "behavior_id", "load_behaviors"]
+__all__ = ["FileRow", "LoadedBehaviors", "behavior_id", "file_rows", "load_behaviors"]
 
 # Names in lower case without spaces, dashes and underscores; the first that a row fills counts. JailbreakBench's
 # request is its Goal, and its Behavior a short title; HarmBench's request is its Behavior.
@@ -47,7 +47,7 @@ class LoadedBehaviors(NamedTuple):
     skipped: tuple[SkippedRow, ...]
 
 
-class _Row(NamedTuple):
+class FileRow(NamedTuple):
     line: int
     fields: object  # whatever the file has there, or an `_UnusableError`
 
@@ -62,7 +62,7 @@ def load_behaviors(path: Path) -> LoadedBehaviors:
     Raises:
         UserError: the file cannot be read, is of another format, or holds no row that can be used.
     """
-    rows = list(_rows(path))
+    rows = list(file_rows(path))
     found: dict[str, tuple[Behavior, str | None, int]] = {}  # by content
     skipped = []
     for line, fields in rows:
@@ -116,7 +116,7 @@ def _with_ids(found: Mapping[str, tuple[Behavior, str | None, int]]) -> tuple[Be
 # --- a file's rows ---
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def file_rows(path: Path) -> Iterator[FileRow]:
     readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv}
     reader = readers.get(path.suffix.lower())
     text = _text(path)
@@ -127,14 +127,14 @@ def _rows(path: Path) -> Iterator[_Row]:
 
 def _text(path: Path) -> str:
     if path.is_dir():
-        raise UserError(f"{path} is a directory: give a file of behaviors, as {_FORMATS}")
+        raise UserError(f"{path} is a directory: give a file of rows, as {_FORMATS}")
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: give a file of behaviors, as {_FORMATS}") from error
+        raise UserError(f"there is no file {path}: give a file of rows, as {_FORMATS}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}): give a file of behaviors") from error
+        raise UserError(f"{path} cannot be read ({reason}): give a file of rows") from error
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -149,19 +149,19 @@ def _text(path: Path) -> str:
     return text
 
 
-def _json_lines(path: Path, text: str) -> Iterator[_Row]:
+def _json_lines(path: Path, text: str) -> Iterator[FileRow]:
     del path
     # Not splitlines(): JSON strings may hold other characters that it takes for ends of lines.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            yield _Row(number, json.loads(line))
+            yield FileRow(number, json.loads(line))
         except (ValueError, RecursionError) as error:
-            yield _Row(number, _UnusableError(f"not JSON: {_reason(error)}"))
+            yield FileRow(number, _UnusableError(f"not JSON: {_reason(error)}"))
 
 
-def _json(path: Path, text: str) -> Iterator[_Row]:
+def _json(path: Path, text: str) -> Iterator[FileRow]:
     """The objects of a list, or of the list that an object holds as `behaviors`, `rows` or `data`."""
     try:
         whole = json.loads(text)
@@ -172,7 +172,7 @@ def _json(path: Path, text: str) -> Iterator[_Row]:
     if isinstance(whole, dict):
         name = next((key for key in _CONTAINERS if isinstance(whole.get(key), list)), None)
         if name is None:
-            yield _Row(_line(text, text.index("{")), whole)
+            yield FileRow(_line(text, text.index("{")), whole)
             return
         whole, start = whole[name], _member(text, name)
     if not isinstance(whole, list):
@@ -182,7 +182,7 @@ def _json(path: Path, text: str) -> Iterator[_Row]:
     for _ in whole:
         at = _past_space(text, at)
         item, end = decode(text, at)
-        yield _Row(_line(text, at), item)
+        yield FileRow(_line(text, at), item)
         at = _past_space(text, end) + 1  # past the comma
 
 
@@ -208,7 +208,7 @@ def _past_space(text: str, at: int) -> int:
     return match.end()
 
 
-def _csv(path: Path, text: str) -> Iterator[_Row]:
+def _csv(path: Path, text: str) -> Iterator[FileRow]:
     limit = csv.field_size_limit(2**31 - 1)  # a long answer is not an error
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
@@ -222,9 +222,9 @@ def _csv(path: Path, text: str) -> Iterator[_Row]:
             if not header:
                 header = _header(path, row)
             elif len(row) != len(header):
-                yield _Row(first, _UnusableError(f"has {len(row)} fields, where the header has {len(header)}"))
+                yield FileRow(first, _UnusableError(f"has {len(row)} fields, where the header has {len(header)}"))
             else:
-                yield _Row(first, {key: value or None for key, value in zip(header, row, strict=True)})
+                yield FileRow(first, {key: value or None for key, value in zip(header, row, strict=True)})
     except csv.Error as error:
         raise UserError(f"{path} is not CSV (line {reader.line_num}: {error}): mend its quotes there") from error
     finally:

@@ -1,14 +1,11 @@
 """What an audit will run, fixed before anything is generated: options, prepared behaviors, parts, manifest."""
 
 import platform
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -19,6 +16,7 @@ from fathom.audit.parts import Ground, Part, States, Suite, depth_parts
 from fathom.chat import ChatFormat
 from fathom.depth.divergence import Variant
 from fathom.errors import UserError
+from fathom.provenance import device_name, git_state, versions
 from fathom.records import Attempt, Behavior, Judge, Sampling, content_hash
 from fathom.schema import BehaviorsInfo, Manifest, ModelInfo, SkippedRow
 
@@ -224,9 +222,9 @@ def _manifest(
         judge=judge.name,
         sampling=options.draws()[0].sampling,
         seed=options.seed,
-        versions=_versions(),
-        git=_git(),
-        hardware=f"{platform.machine()} {platform.system()}, {_device_name()}",
+        versions=versions(),
+        git=git_state(),
+        hardware=f"{platform.machine()} {platform.system()}, {device_name()}",
     )
 
 
@@ -242,39 +240,3 @@ def _identity(subject: Subject) -> Mapping[str, object]:
         "system": chat.system,
         "prefill_at": chat.prefill_at,
     }
-
-
-def _versions() -> Mapping[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("fathom", "torch", "transformers", "tokenizers", "peft", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _git() -> str | None:
-    """The commit of fathom's own source tree, where it runs from one."""
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git_output(root, "rev-parse", "HEAD")
-        changed = _git_output(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+dirty" if changed else "")
-
-
-def _git_output(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
-def _device_name() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    return "CPU"

@@ -34,7 +34,7 @@ def constrained_nll(
 
     Source: the paper's Eq. 3.
     """
-    return 2.0 / beta * F.softplus(-beta * (logprobs - reference))
+    return -2.0 / beta * F.logsigmoid(beta * (logprobs - reference))
 
 
 def anchored_nll(
