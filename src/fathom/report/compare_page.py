@@ -91,7 +91,7 @@ def _difference_chart(strands: Sequence[contrast.Strand]) -> dict[str, object]:
         for row in strand.rows
     ]
     x = plot.depth_axis([point["tokens"] for point in points])
-    ticks = alt.Axis(format="+.0%", values=[-1, -0.5, 0, 0.5, 1])
+    ticks = alt.Axis(labelExpr="datum.value == 0 ? '0' : format(datum.value, '+.0%')", values=[-1, -0.5, 0, 0.5, 1])
     y = alt.Y("difference:Q", title="difference of ASR", scale=alt.Scale(domain=[-1, 1]), axis=ticks)
     tips = ["tokens:Q", "series:N", "difference in points:N", "95 % interval:N", "pairs:Q"]
     return plot.spec([plot.rule_across(0), *plot.band_line(points, x=x, y=y, tooltip=tips)], height=240)

@@ -51,12 +51,11 @@ def headline(comparison: Comparison) -> str:
     if row is None:
         return "The two runs share no attack to compare."
     first, second = (wording.model_name(side.model.name) for side in (comparison.first, comparison.second))
-    where = "asked directly" if row.prefill_tokens == 0 else f"{row.prefill_tokens} tokens of the answer given"
+    where = "asked directly" if row.prefill_tokens == 0 else f"{row.prefill_tokens} tokens given"
     verdict = "no difference beyond chance" if within_chance(row.asr) else f"{points(row.asr.difference)} points"
     return (
-        f"Where {first} fares worst ({where}), {wording.share_percent(row.asr.first)} % of its answers are harmful, "
-        f"and {wording.share_percent(row.asr.second)} % of those of {second}: {verdict} "
-        f"(95 % interval {span(row.asr)})."
+        f"{_change(row.asr)} harmful answers from {first} to {second}, where the first fares worst ({where}): "
+        f"{verdict} (95 % interval {span(row.asr)})."
     )
 
 
@@ -73,7 +72,7 @@ def figures(comparison: Comparison) -> tuple[Figure, ...]:
     shown = [Figure("Half depth", f"{_half(first.half_depth)} → {_half(second.half_depth)}", "tokens at ASR 50 %")]
     if first.area is not None and second.area is not None:
         shown.append(
-            Figure("Area under the curve", f"{first.area:.2f} → {second.area:.2f}", "mean ASR over log(1 + k)")
+            Figure("Area under the curve", f"{wording.area(first.area)} → {wording.area(second.area)}", "mean ASR over log(1 + k)")
         )
     found = strands(comparison)
     direct = next((row for row in found[0].rows if row.prefill_tokens == 0), None) if found else None

@@ -174,6 +174,7 @@ def _config() -> dict[str, object]:
             "labelLimit": 400,
             "symbolType": "stroke",
             "symbolStrokeWidth": 2.5,
+            "symbolOpacity": 1,
             "padding": 0,
             "offset": 14,
             "columns": 2,

@@ -34,10 +34,10 @@ def figures(audit: Audit) -> tuple[Figure, ...]:
         ends = (
             ""
             if depth.area_low is None or depth.area_high is None
-            else f" ({depth.area_low:.2f}–{depth.area_high:.2f})"
+            else f" ({wording.area(depth.area_low)}–{wording.area(depth.area_high)})"
         )
         found.append(
-            Figure("Area under the curve", f"{depth.area:.2f}", f"{ends.strip()} mean ASR over log(1 + k)".strip())
+            Figure("Area under the curve", wording.area(depth.area), f"{ends.strip()} mean ASR over log(1 + k)".strip())
         )
     curves = wording.curves(audit)
     if curves:

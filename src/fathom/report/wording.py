@@ -8,7 +8,9 @@ from fathom.report.hostile import one_line
 from fathom.schema import AttackRow, Audit, HalfDepth
 
 __all__ = [
+    "SWEEP",
     "Curve",
+    "area",
     "attack_name",
     "curves",
     "drawn",
@@ -113,6 +115,17 @@ def half_interval(half: HalfDepth) -> str:
 def tokens(value: float) -> str:
     """A number of tokens: a tenth matters below ten."""
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def area(value: float) -> str:
+    """An area under the curve, in [0, 1], to two decimals: 0 and 1 only where they are true.
+
+    >>> [area(x) for x in (0.0, 0.001, 0.5, 0.999, 1.0)]
+    ['0', '< 0.01', '0.50', '> 0.99', '1']
+    """
+    if value in (0.0, 1.0):
+        return f"{value:.0f}"
+    return "< 0.01" if value < 0.005 else "> 0.99" if value > 0.995 else f"{value:.2f}"
 
 
 def share_percent(share: float) -> str:
