@@ -4,7 +4,7 @@
 and nothing is decoded and tokenised again on the way. `docs/ids.md` tells which ids every kind of template gets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -131,9 +131,7 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens skipped, no space cleaned up."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)  # one sequence, one text
-        return text
+        return self._decoder(list(ids))
 
     def continuation(self, prefill_ids: Sequence[int], output_ids: Sequence[int]) -> Continuation:
         """Prefill and output as they read together.
@@ -298,6 +296,24 @@ class ChatFormat:
         alone, followed = self.tokenise(text), self.tokenise(text + "A")
         within = followed[: -len(self.tokenise("A"))]
         return within if self.decode(within) == self.decode(alone) else alone
+
+    @cached_property
+    def _decoder(self) -> Callable[[list[int]], str]:
+        """What `decode` calls, some 100 times a completion: the Rust library itself, where nothing stands before it."""
+        from transformers import PreTrainedTokenizerBase, TokenizersBackend
+
+        tokenizer = self.tokenizer
+        kind, usual = type(tokenizer), PreTrainedTokenizerBase.decode
+        if kind.decode is usual and getattr(kind, "_decode", None) is TokenizersBackend._decode:
+            rust = tokenizer.backend_tokenizer
+            return lambda ids: rust.decode(ids, skip_special_tokens=True)
+
+        def decode(ids: list[int]) -> str:
+            text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            assert isinstance(text, str)  # one sequence, one text
+            return text
+
+        return decode
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -35,7 +35,7 @@ from fathom.scoring import ReferenceAnswer
 
 __all__ = ["Execution", "encode_audit"]
 
-SAVE_EVERY = 16  # measured behaviors a write
+WRITE_EVERY = 1.0  # seconds; each write waits for the disk, and what a kill loses is done again
 MOST_REFUSALS = 32  # openings whose probability is summed
 
 _Record = TypeVar("_Record")
@@ -143,7 +143,7 @@ class Execution:
         ):
             shown.advance(len(mine) - len(pending))
             since = time.monotonic()
-            for batch in _batches(engine.complete(list(pending.values())), SAVE_EVERY):
+            for batch in _batches(engine.complete(list(pending.values()))):
                 journal.append(batch)
                 shown.advance(len(batch))
                 since, seconds = time.monotonic(), time.monotonic() - since
@@ -215,7 +215,7 @@ class Execution:
             return
         with self.run.journal(stem, self.ranks.rank) as journal, self.display(description, len(mine)) as shown:
             shown.advance(len(mine) - len(pending))
-            for batch in _batches(measure(pending), SAVE_EVERY):
+            for batch in _batches(measure(pending)):
                 journal.append(batch)
                 shown.advance(len(batch))
 
@@ -235,13 +235,14 @@ def encode_audit(audit: Audit) -> bytes:
     return msgspec.json.format(msgspec.json.encode(audit), indent=2) + b"\n"
 
 
-def _batches(records: Iterable[_Record], size: int) -> Iterator[list[_Record]]:
-    """Lists of up to `size` records, in order; the last one may be shorter."""
+def _batches(records: Iterable[_Record]) -> Iterator[list[_Record]]:
+    """Records as they come, in order, put together into one list every `WRITE_EVERY` seconds."""
     batch: list[_Record] = []
+    since = time.monotonic()
     for record in records:
         batch.append(record)
-        if len(batch) == size:
+        if time.monotonic() - since >= WRITE_EVERY:
             yield batch
-            batch = []
+            batch, since = [], time.monotonic()
     if batch:
         yield batch

@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 ORGANISM = "organism"
+# Parameters below which a second thread costs more than it brings: threads wait for each other at every small product.
+SMALL = 5_000_000
 
 Judges = Mapping[str, Callable[[], Judge]]
 _Choice = TypeVar("_Choice", bound=StrEnum)
@@ -101,6 +103,10 @@ def load_model(request: ModelRequest, ranks: Ranks = ALONE) -> "ChatModel":
     if ranks.size > 1 and options.device is None and options.device_map is None:
         options = replace(options, device=_rank_device(ranks))
     loaded = load(options)
+    if loaded.device.type == "cpu" and loaded.info.parameters < SMALL:
+        import torch
+
+        torch.set_num_threads(1)
     return replace(loaded, info=msgspec.structs.replace(loaded.info, name=request.name))
 
 
