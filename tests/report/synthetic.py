@@ -1,11 +1,26 @@
 """Runs that never ran: audits and samples with the curves that a shallow, a deepened and an unaligned model give."""
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fathom.records import Attempt, Behavior, Completion, Counted, Finish, Label, Message, Sampling, Subject, Verdict
+import msgspec
+
+from fathom.records import (
+    Attempt,
+    Behavior,
+    Completion,
+    Counted,
+    Finish,
+    Label,
+    Message,
+    Parameter,
+    Sampling,
+    Subject,
+    Verdict,
+)
 from fathom.report.samples import ReportData, join
 from fathom.schema import (
     AttackRow,
@@ -13,6 +28,9 @@ from fathom.schema import (
     BehaviorsInfo,
     Benign,
     BenignRow,
+    BudgetRow,
+    Control,
+    Cost,
     Depth,
     DivergenceRow,
     HalfDepth,
@@ -76,6 +94,77 @@ def report_data(setting: Setting = Setting()) -> ReportData:
     samples = join({b.id: b for b in made.behaviors}, made.attempts, made.completions, made.verdicts)
     audit = _audit(setting, made)
     return ReportData(audit=audit, manifest=_manifest(audit), samples=samples)
+
+
+def with_attacks(data: ReportData, *, strong: float = 0.9) -> ReportData:
+    """The same run with attacks beyond the depth sweep: rows alone, without samples."""
+    n = 60
+    rows = [
+        *(
+            _further(
+                "insertion", {"position": p, "span": s}, n, 0.5 * strong * math.exp(-p / 20) * s / 5, cost=(n, n * 150)
+            )
+            for s in (3, 5)
+            for p in (1, 2, 5, 10, 20, 40)
+        ),
+        *(
+            _further("decoding", {"temperature": t, "top_p": 1.0, "top_k": 0}, n, 0.1 * t)
+            for t in (0.1, 0.3, 0.5, 0.7, 0.9)
+        ),
+        *(_further("decoding", {"temperature": 0.9, "top_p": p, "top_k": 0}, n, 0.1 * p) for p in (0.2, 0.4, 0.6, 0.8)),
+        _further("decoding", {"temperature": 1.0}, n, 0.4 * strong, worst_of=49, cost=(49 * n, 49 * n * 80)),
+        _further("suffix", {"tokens": 12, "steps": 40, "split": "held-out"}, n, strong, cost=(20_000, 4_000_000)),
+        _further("refusal_direction", {}, n, 0.7 * strong, cost=(400, 90_000)),
+        _further("framing", {"template": "code"}, n, 0.0, cost=(n, n * 120)),
+    ]
+    budget = tuple(
+        BudgetRow(
+            attack="suffix",
+            parameters={"probe": probe},
+            queries=tokens // 200,
+            forward_tokens=tokens,
+            n=n,
+            harmful=(harmful := round(n * strong * min(1, tokens / 40_000 * (2 if probe else 1)))),
+            asr=harmful / n,
+            low=wilson(harmful, n).low,
+            high=wilson(harmful, n).high,
+        )
+        for probe in ("none", "quarter")
+        for tokens in (1_000, 4_000, 10_000, 20_000, 40_000, 80_000)
+    )
+    audit = msgspec.structs.replace(data.audit, attacks=(*data.audit.attacks, *rows), budget=budget)
+    return dataclasses.replace(data, audit=audit, times={"suffix": 812.4, "insertion": 31.0})
+
+
+def _further(
+    attack: str,
+    parameters: Mapping[str, Parameter],
+    n: int,
+    chance: float,
+    *,
+    worst_of: int | None = None,
+    cost: tuple[int, int] | None = None,
+) -> AttackRow:
+    harmful = round(n * chance)
+    span = wilson(harmful, n)
+    return AttackRow(
+        attack=attack,
+        subject=Subject.MODEL,
+        parameters={"temperature": 0.0, "top_p": 1.0, "top_k": 0, **parameters},
+        prefill_tokens=None,
+        n=n,
+        behaviors=n,
+        harmful=harmful,
+        safe=n - harmful,
+        undecided=0,
+        asr=harmful / n,
+        low=span.low,
+        high=span.high,
+        counted=Counted.CONTINUATION,
+        worst_of=worst_of,
+        cost=None if cost is None else Cost(queries=cost[0], forward_tokens=cost[1]),
+        control=Control(n=20, helped=19, refused=1, undecided=0),
+    )
 
 
 class _Samples:

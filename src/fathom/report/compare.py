@@ -55,7 +55,7 @@ class AttackDifference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     attack: str
     parameters: Mapping[str, Parameter]
-    prefill_tokens: int
+    prefill_tokens: int | None  # null where each behavior has its own
     temperature: float
     counted: Counted
     asr: Difference
@@ -66,7 +66,7 @@ class BenignDifference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     attack: str
     parameters: Mapping[str, Parameter]
-    prefill_tokens: int
+    prefill_tokens: int | None
     temperature: float
     helped: Difference
     refused: Difference
@@ -205,7 +205,7 @@ def _attack(paired: PairedCell) -> AttackDifference:
     return AttackDifference(
         attack=paired.cell.attack,
         parameters=paired.parameters,
-        prefill_tokens=paired.cell.prefill_tokens,
+        prefill_tokens=None if paired.cell.prefill_tokens < 0 else paired.cell.prefill_tokens,
         temperature=paired.cell.temperature,
         counted=paired.cell.counted,
         asr=_share(paired, _harmful),
@@ -217,7 +217,7 @@ def _benign(paired: PairedCell) -> BenignDifference:
     return BenignDifference(
         attack=paired.cell.attack,
         parameters=paired.parameters,
-        prefill_tokens=paired.cell.prefill_tokens,
+        prefill_tokens=None if paired.cell.prefill_tokens < 0 else paired.cell.prefill_tokens,
         temperature=paired.cell.temperature,
         helped=_share(paired, _harmful),
         refused=_share(paired, lambda verdict: verdict.label is Label.SAFE),

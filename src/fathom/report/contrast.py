@@ -31,7 +31,7 @@ def strands(comparison: Comparison) -> tuple[Strand, ...]:
         if _in_sweep(row):
             found.setdefault((row.counted is Counted.ALL, row.temperature), []).append(row)
     return tuple(
-        Strand(key[1], rows[0].counted, tuple(sorted(rows, key=lambda row: row.prefill_tokens)))
+        Strand(key[1], rows[0].counted, tuple(sorted(rows, key=lambda row: row.prefill_tokens or 0)))
         for key, rows in sorted(found.items())
     )
 
@@ -42,7 +42,7 @@ def others(comparison: Comparison) -> tuple[AttackDifference, ...]:
 
 
 def _in_sweep(row: AttackDifference) -> bool:
-    return row.attack in wording.SWEEP and not row.parameters
+    return row.attack in wording.SWEEP and not row.parameters and row.prefill_tokens is not None
 
 
 def headline(comparison: Comparison) -> str:
@@ -51,7 +51,9 @@ def headline(comparison: Comparison) -> str:
     if row is None:
         return "The two runs share no attack to compare."
     first, second = (wording.model_name(side.model.name) for side in (comparison.first, comparison.second))
-    where = "asked directly" if row.prefill_tokens == 0 else f"{row.prefill_tokens} tokens given"
+    where = f"{row.prefill_tokens} tokens given" if row.prefill_tokens else "asked directly"
+    if not _in_sweep(row):
+        where = ", ".join(part for part in (wording.attack_name(row.attack), wording.setting(row.parameters)) if part)
     verdict = "no difference beyond chance" if within_chance(row.asr) else f"{points(row.asr.difference)} points"
     return (
         f"{_change(row.asr)} harmful answers from {first} to {second}, where the first fares worst ({where}): "
@@ -63,7 +65,7 @@ def _decisive(comparison: Comparison) -> AttackDifference | None:
     """The depth at which the first run is attacked best; of equals, the shallowest."""
     found = strands(comparison)
     rows: Sequence[AttackDifference] = found[0].rows if found else others(comparison)
-    return max(rows, key=lambda row: (row.asr.first, -row.prefill_tokens), default=None)
+    return max(rows, key=lambda row: (row.asr.first, -(row.prefill_tokens or 0)), default=None)
 
 
 def figures(comparison: Comparison) -> tuple[Figure, ...]:
@@ -72,7 +74,11 @@ def figures(comparison: Comparison) -> tuple[Figure, ...]:
     shown = [Figure("Half depth", f"{_half(first.half_depth)} → {_half(second.half_depth)}", "tokens at ASR 50 %")]
     if first.area is not None and second.area is not None:
         shown.append(
-            Figure("Area under the curve", f"{wording.area(first.area)} → {wording.area(second.area)}", "mean ASR over log(1 + k)")
+            Figure(
+                "Area under the curve",
+                f"{wording.area(first.area)} → {wording.area(second.area)}",
+                "mean ASR over log(1 + k)",
+            )
         )
     found = strands(comparison)
     direct = next((row for row in found[0].rows if row.prefill_tokens == 0), None) if found else None

@@ -11,11 +11,10 @@ import jinja2
 from markupsafe import Markup
 
 from fathom.records import Counted, Subject
-from fathom.report import charts, plot, tables, wording
+from fathom.report import attack_charts, charts, further, plot, tables, wording
 from fathom.report.hostile import HIDDEN_RANGES, one_line, sanitise
 from fathom.report.samples import Packed, ReportData, gather, pack, script_json
 from fathom.run import Run, write_whole
-from fathom.schema import Audit
 from fathom.tally import percent
 
 __all__ = ["environment", "inlined", "page", "render", "write_report"]
@@ -40,6 +39,7 @@ def page(data: ReportData) -> str:
     """The report as HTML, from data alone."""
     audit = data.audit
     packed = pack(data.samples)
+    first, second = further.sentences(audit)
     return (
         environment()
         .get_template("report.html.j2")
@@ -47,14 +47,15 @@ def page(data: ReportData) -> str:
             title=f"{wording.model_name(audit.model.name)}: how deep is its alignment?",
             audit=audit,
             manifest=data.manifest,
-            headline=wording.headline(audit),
+            headline=first,
+            second=second,
             curves=wording.curves(audit),
             prefixes=wording.refusal_prefixes(audit),
-            others=wording.other_attacks(audit),
+            families=further.families(audit, data.times),
             figures=tables.figures(audit),
             provenance=tables.provenance(audit, data.manifest),
             sample_count=len(data.samples),
-            **inlined(_charts(audit), packed, ("app.js", "browse.js", "samples.js")),
+            **inlined(_charts(data), packed, ("app.js", "browse.js", "samples.js")),
         )
     )
 
@@ -94,6 +95,12 @@ def environment() -> jinja2.Environment:
         "attack_name": wording.attack_name,
         "setting": wording.setting,
         "drawn": wording.drawn,
+        "drawing": wording.drawing,
+        "amount": wording.amount,
+        "row_name": further.row_name,
+        "traces": further.traces,
+        "spent": further.spent,
+        "budget_name": attack_charts.budget_name,
     }
     made.globals |= {
         "percent": percent,
@@ -106,7 +113,8 @@ def environment() -> jinja2.Environment:
     return made
 
 
-def _charts(audit: Audit) -> dict[str, object]:
+def _charts(data: ReportData) -> dict[str, object]:
+    audit = data.audit
     specs: dict[str, object] = {}
     curves = wording.curves(audit)
     if curves:
@@ -118,6 +126,14 @@ def _charts(audit: Audit) -> dict[str, object]:
         specs["recovery"] = charts.recovery_chart(audit.recovery)
     if audit.benign.rows:
         specs["benign"] = charts.benign_chart(audit.benign.rows)
+    families = further.families(audit, data.times)
+    if families:
+        specs["overview"] = attack_charts.overview(audit, families)
+    for number, family in enumerate(families):
+        for parameter, found in further.traces(family).items():
+            specs[f"trace-{number}-{parameter}"] = attack_charts.traces(parameter, found)
+    if audit.budget:
+        specs["budget"] = attack_charts.budget(audit.budget)
     return specs
 
 

@@ -157,7 +157,8 @@ def _cell(attempt: Attempt, counted: Counted) -> Cell:
         counted_all=counted is Counted.ALL,
         temperature=sampling.temperature,
         attack=attempt.attack,
-        prefill_tokens=len(attempt.prefill_ids),
+        # What a search found for a behavior has a length of its own: the setting is the same all the same.
+        prefill_tokens=-1 if attempt.found else len(attempt.prefill_ids),
         parameters=tuple((name, str(value)) for name, value in sorted(attempt.parameters.items())),
         top_p=sampling.top_p,
         top_k=sampling.top_k,

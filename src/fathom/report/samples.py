@@ -4,7 +4,7 @@ import base64
 import gzip
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -12,9 +12,20 @@ import msgspec
 from fathom.errors import UserError
 from fathom.records import Attempt, Behavior, Completion, Verdict
 from fathom.run import Run
-from fathom.schema import Audit, Manifest
+from fathom.schema import Audit, Manifest, TimeRow
 
-__all__ = ["Packed", "ReportData", "Sample", "gather", "join", "pack", "pack_json", "packed_content", "script_json"]
+__all__ = [
+    "Packed",
+    "ReportData",
+    "Sample",
+    "gather",
+    "join",
+    "pack",
+    "pack_json",
+    "packed_content",
+    "script_json",
+    "seconds_by_attack",
+]
 
 INLINE_LIMIT = 100_000  # characters of JSON beyond which compression pays for its decoding
 
@@ -43,6 +54,7 @@ class ReportData:
     audit: Audit
     manifest: Manifest
     samples: tuple[Sample, ...]
+    times: Mapping[str, float] = field(default_factory=dict)  # seconds by attack, where they were noted
 
 
 def gather(run: Run, judge: str | None = None) -> ReportData:
@@ -56,7 +68,16 @@ def gather(run: Run, judge: str | None = None) -> ReportData:
         audit=audit,
         manifest=run.manifest,
         samples=join(run.behaviors, run.attempts.values(), run.completions, run.verdicts(audit.judge)),
+        times=seconds_by_attack(run),
     )
+
+
+def seconds_by_attack(run: Run) -> dict[str, float]:
+    """All seconds that were spent on each attack, over every process and every resumption."""
+    found: dict[str, float] = {}
+    for row in run.records("times", TimeRow):
+        found[row.attack] = found.get(row.attack, 0.0) + row.seconds
+    return found
 
 
 def _audit_by(run: Run, judge: str) -> Audit:
@@ -167,6 +188,7 @@ def _row(sample: Sample, behavior: int, ids: dict[tuple[int, ...], int]) -> dict
         "sample": attempt.sample,
         "prompt_ids": ids.setdefault(attempt.prompt_ids, len(ids)),
         "prefill_ids": ids.setdefault(attempt.prefill_ids, len(ids)),
+        "found": dict(attempt.found),
         "verdicts": [_verdict(verdict, completion) for verdict in sample.verdicts],
     }
     if completion is not None:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fathom.records import Sampling
-from fathom.report import wording
+from fathom.report import further, wording
 from fathom.report.hostile import one_line
 from fathom.schema import Audit, HalfDepth, Manifest, ModelInfo
 from fathom.tally import percent
@@ -29,8 +29,9 @@ class Entry(NamedTuple):
 def figures(audit: Audit) -> tuple[Figure, ...]:
     """Depth as a few numbers. Those of KL come last and say that they are not of safety."""
     depth = audit.depth
-    found = [_half(depth.half_depth)]
-    if depth.area is not None:
+    found = _strongest(audit)
+    found += [_half(depth.half_depth)] if depth.half_depth.deepest > 0 else []
+    if depth.area is not None and depth.half_depth.deepest > 0:
         ends = (
             ""
             if depth.area_low is None or depth.area_high is None
@@ -57,6 +58,15 @@ def figures(audit: Audit) -> tuple[Figure, ...]:
         ends = "" if depth.kl_90_low is None else f"({depth.kl_90_low}–{depth.kl_90_high}) "
         found.append(Figure("90 % of the KL", f"{depth.kl_90} tokens", f"{ends}change from the base, not safety"))
     return tuple(found)
+
+
+def _strongest(audit: Audit) -> list[Figure]:
+    """The attack that decides, where it is not of the depth sweep."""
+    best = further.strongest(audit)
+    if best is None or best.attack in wording.SWEEP:
+        return []
+    detail = f"({wording.interval_percent(best.low, best.high)}) {further.row_name(best)}"
+    return [Figure("Strongest attack", percent(best.harmful, best.n), detail)]
 
 
 def _half(half: HalfDepth) -> Figure:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fathom.records import Counted
 from fathom.report import contrast, tables, wording
-from fathom.report.compare import AttackDifference, Comparison, Difference
+from fathom.report.compare import AttackDifference, BenignDifference, Comparison, Difference
 from fathom.report.hostile import one_line, sanitise
 from fathom.report.progress import Progress
 from fathom.schema import AttackRow, Audit
@@ -119,12 +119,12 @@ def _differences(comparison: Comparison) -> Iterable[Table]:
         ("Benign requests helped", [(row, row.helped) for row in comparison.benign]),
         ("Benign requests refused", [(row, row.refused) for row in comparison.benign]),
     ):
-        moved = [(f"{row.prefill_tokens} ({wording.drawn(row.temperature)})", share) for row, share in shares]
+        moved = [(f"{_setting_name(row)} ({wording.drawn(row.temperature)})", share) for row, share in shares]
         if moved:
-            yield _difference(f"{name}, by tokens of a helpful answer given", "Tokens", moved)
+            yield _difference(name, "Attack", moved)
 
 
-def _setting_name(row: AttackDifference) -> str:
+def _setting_name(row: AttackDifference | BenignDifference) -> str:
     parts = [wording.setting(row.parameters), f"{row.prefill_tokens} tokens given" if row.prefill_tokens else ""]
     return ", ".join([wording.attack_name(row.attack), *(part for part in parts if part)])
 

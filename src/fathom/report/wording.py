@@ -8,13 +8,17 @@ from fathom.report.hostile import one_line
 from fathom.schema import AttackRow, Audit, HalfDepth
 
 __all__ = [
+    "REFUSAL_PREFIX",
     "SWEEP",
     "Curve",
+    "amount",
     "area",
     "attack_name",
     "curves",
+    "drawing",
     "drawn",
     "half_interval",
+    "harmful_of",
     "headline",
     "interval_percent",
     "model_name",
@@ -60,6 +64,24 @@ def drawn(temperature: float) -> str:
     return "greedy" if temperature == 0 else f"T = {temperature:g}"
 
 
+def drawing(parameters: Mapping[str, Parameter]) -> str:
+    """How answers of a row were drawn, where its parameters say so; what leaves the distribution whole is not named."""
+    if "temperature" not in parameters:
+        return ""
+    temperature = float(parameters["temperature"])
+    parts = [drawn(temperature)]
+    if temperature and parameters.get("top_p", 1) != 1:
+        parts.append(f"top-p {float(parameters['top_p']):g}")
+    if temperature and parameters.get("top_k", 0):
+        parts.append(f"top-k {parameters['top_k']}")
+    return ", ".join(parts)
+
+
+def amount(value: float) -> str:
+    """A number of things, or a mean of one: a tenth matters below ten."""
+    return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:,.0f}"
+
+
 def row_temperature(row: AttackRow, audit: Audit) -> float:
     """The temperature an attack row was drawn at: its own parameter, else the audit's."""
     temperature = row.parameters.get("temperature", audit.sampling.temperature)
@@ -81,22 +103,28 @@ def headline(audit: Audit) -> str:
     """How deep the alignment is, in one sentence, from behaviour alone: KL has no say in it."""
     found = curves(audit)
     direct = next((row for row in found[0].rows if row.prefill_tokens == 0), None) if found else None
-    asked = "" if direct is None else f"; asked directly, {_of(direct)} do"
+    asked = "" if direct is None else f"; asked directly, {harmful_of(direct)} do"
     half = audit.depth.half_depth
+    if half.deepest == 0 and direct is not None:
+        span = interval_percent(direct.low, direct.high)
+        return (
+            f"Asked directly, {harmful_of(direct)} harmful requests get through ({span}); no deeper prefill was tried."
+        )
     if half.tokens == 0 and direct is not None:
         span = interval_percent(direct.low, direct.high)
-        return f"At least half of the harmful requests get through when simply asked: {_of(direct)} do ({span})."
+        return f"At least half of the harmful requests get through when simply asked: {harmful_of(direct)} do ({span})."
     if half.reached and half.tokens is not None:
         return (
             f"Half of the harmful requests get through once {tokens(half.tokens)} tokens of the answer are given"
             f" (95 % interval {half_interval(half)}){asked}."
         )
     worst = max(found[0].rows, key=lambda row: row.asr, default=None) if found else None
-    most = "" if worst is None else f": at the worst depth {_of(worst)} get through"
+    most = "" if worst is None else f": at the worst depth {harmful_of(worst)} get through"
     return f"The 50 % mark is not reached by {half.deepest} tokens of a given answer{most}{asked}."
 
 
-def _of(row: AttackRow) -> str:
+def harmful_of(row: AttackRow) -> str:
+    """Counts rather than a rate: how many of how many."""
     noun = "" if row.n == row.behaviors else " answers"
     return f"{row.harmful:,} of {row.n:,}{noun}"
 

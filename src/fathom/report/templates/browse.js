@@ -156,6 +156,7 @@ function idsList(sample, ids) {
   const facts = element("dl", "ids");
   const fact = (name, value) => facts.append(element("dt", "", name), element("dd", "", value));
   fact("Attempt", sample.id);
+  for (const [name, value] of Object.entries(sample.found)) fact(visible(name).slice(0, 60), visible(String(value)).slice(0, 2000));
   for (const verdict of sample.verdicts) {
     const where = verdict.refusal_token === null ? "" : `, refusal after ${verdict.refusal_token} tokens`;
     const name = verdict.counted === "continuation" ? "Continuation alone" : "Prefill and continuation";

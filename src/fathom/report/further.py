@@ -1,0 +1,157 @@
+"""Attacks beyond the depth sweep: grouped, the strongest setting of each, its cost, and ASR by setting."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fathom.records import Counted, Parameter, Subject
+from fathom.report import wording
+from fathom.schema import AttackRow, Audit
+
+__all__ = ["Family", "Trace", "families", "row_name", "sentences", "spent", "strongest", "traces"]
+
+DRAWING = ("temperature", "top_p", "top_k")
+FEWEST = 3  # values of a setting that make a curve
+MOST_TRACES = 6  # curves in one chart
+
+
+@dataclass(frozen=True)
+class Family:
+    """All settings of one attack on the model; `seconds` it took in all, where that was noted."""
+
+    attack: str
+    rows: tuple[AttackRow, ...]
+    seconds: float | None
+
+    @property
+    def alone(self) -> tuple[AttackRow, ...]:
+        """The rows that judge the continuation alone: the ones that count."""
+        return tuple(row for row in self.rows if row.counted is Counted.CONTINUATION) or self.rows
+
+    @property
+    def best(self) -> AttackRow:
+        return _best(self.alone)
+
+    @property
+    def seconds_per_success(self) -> float | None:
+        """Over all settings; None where nothing was timed or nothing succeeded."""
+        # Answers kept as the worst of several are among the answers already counted.
+        harmful = sum(row.harmful for row in self.alone if row.worst_of is None) or self.best.harmful
+        return None if self.seconds is None or harmful == 0 else self.seconds / harmful
+
+
+class Trace(NamedTuple):
+    """ASR against one numeric setting, everything else alike; rows in order of that setting."""
+
+    name: str
+    parameter: str
+    rows: tuple[AttackRow, ...]
+
+    def at(self, row: AttackRow) -> float:
+        return float(_numbers(row)[self.parameter])
+
+
+def families(audit: Audit, times: Mapping[str, float]) -> tuple[Family, ...]:
+    """Attacks that are neither of the depth sweep nor refusal prefixes, the strongest first."""
+    found: dict[str, list[AttackRow]] = {}
+    for row in wording.other_attacks(audit):
+        found.setdefault(row.attack, []).append(row)
+    made = (Family(attack, tuple(rows), times.get(attack)) for attack, rows in found.items())
+    return tuple(sorted(made, key=lambda family: (-family.best.asr, family.attack)))
+
+
+def strongest(audit: Audit) -> AttackRow | None:
+    """The setting of any attack on the model that gets most requests through, on the continuation alone."""
+    rows = [
+        row
+        for row in audit.attacks
+        if row.subject is Subject.MODEL and row.counted is Counted.CONTINUATION and row.attack != wording.REFUSAL_PREFIX
+    ]
+    return _best(rows) if rows else None
+
+
+def sentences(audit: Audit) -> tuple[str, str | None]:
+    """What a reader must know first, and what comes second: the strongest attack decides which is which."""
+    depth = wording.headline(audit)
+    best, rest = strongest(audit), [row for row in wording.other_attacks(audit) if row.subject is Subject.MODEL]
+    if best is None or not rest:
+        return depth, None
+    if best.attack in wording.SWEEP:
+        other = _best([row for row in rest if row.counted is Counted.CONTINUATION] or rest)
+        return depth, f"No other attack that was tried does better: the strongest of them, {_outcome(other)}."
+    return f"Strongest attack found: {_outcome(best)}.", depth
+
+
+def _outcome(row: AttackRow) -> str:
+    span = wording.interval_percent(row.low, row.high)
+    return f"{row_name(row)}, gets {wording.harmful_of(row)} harmful requests through (95 % interval {span})"
+
+
+def _best(rows: Iterable[AttackRow]) -> AttackRow:
+    """Of equals the one with more behaviors, then the cheaper, then the first."""
+    return max(rows, key=lambda row: (row.asr, row.n, -(row.cost.forward_tokens if row.cost else 0)))
+
+
+def row_name(row: AttackRow) -> str:
+    """An attack and its setting in a few words."""
+    parts = [wording.setting(row.parameters, DRAWING)]
+    if row.prefill_tokens:
+        parts.append(f"{row.prefill_tokens} tokens given")
+    parts.append(wording.drawing(row.parameters))
+    if row.worst_of is not None:
+        parts.append(f"worst of {row.worst_of}")
+    return ", ".join([wording.attack_name(row.attack), *(part for part in parts if part)])
+
+
+def spent(row: AttackRow) -> tuple[str, str]:
+    """Queries and forward tokens for each success; a dash where the cost is not known."""
+    if row.cost is None:
+        return "–", "–"
+    if row.harmful == 0:
+        return f"{row.cost.queries:,}, no success", f"{row.cost.forward_tokens:,}, no success"
+    return tuple(wording.amount(cost / row.harmful) for cost in (row.cost.queries, row.cost.forward_tokens))  # type: ignore[return-value]
+
+
+def traces(family: Family) -> dict[str, tuple[Trace, ...]]:
+    """Curves of ASR by numeric setting: for each setting that takes several values while the others hold still."""
+    found: dict[str, tuple[Trace, ...]] = {}
+    rows = [row for row in family.alone if row.worst_of is None]
+    for parameter in sorted({name for row in rows for name in _numbers(row)}):
+        groups: dict[tuple[object, ...], list[AttackRow]] = {}
+        for row in rows:
+            if parameter in _numbers(row):
+                groups.setdefault(_rest(row, parameter), []).append(row)
+        made = [_trace(parameter, group) for group in groups.values()]
+        long = [trace for trace in made if len({trace.at(row) for row in trace.rows}) >= FEWEST]
+        if 0 < len(long) <= MOST_TRACES:
+            found[parameter] = tuple(long)
+    return found
+
+
+def _trace(parameter: str, rows: Sequence[AttackRow]) -> Trace:
+    first = rows[0]
+    shown = (*DRAWING, parameter) if parameter not in DRAWING else (parameter,)
+    parts = [wording.setting(first.parameters, shown)]
+    if parameter not in DRAWING:
+        parts.append(wording.drawing(first.parameters))
+    if first.prefill_tokens and parameter != "prefill_tokens":
+        parts.append(f"{first.prefill_tokens} tokens given")
+    name = ", ".join(part for part in parts if part)
+    trace = Trace(name, parameter, tuple(rows))
+    return trace._replace(rows=tuple(sorted(rows, key=trace.at)))
+
+
+def _numbers(row: AttackRow) -> dict[str, float]:
+    numbers = {
+        name: float(value)
+        for name, value in row.parameters.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return numbers if row.prefill_tokens is None else numbers | {"prefill_tokens": float(row.prefill_tokens)}
+
+
+def _rest(row: AttackRow, parameter: str) -> tuple[object, ...]:
+    others: list[tuple[str, Parameter | None]] = [
+        (name, value) for name, value in sorted(row.parameters.items()) if name != parameter
+    ]
+    return (*others, None if parameter == "prefill_tokens" else row.prefill_tokens, row.counted)
