@@ -22,7 +22,7 @@ from fathom.engine.rows import Group, Row
 from fathom.engine.sampling import choose
 from fathom.records import Sampling
 
-__all__ = ["SharedDecoder", "obstacle"]
+__all__ = ["SharedDecoder", "obstacle", "shared_attention"]
 
 _PACKED_CPU, _PACKED = 1024, 8192  # trunk tokens per forward pass: enough for wide products, little to hold at once
 
@@ -204,7 +204,7 @@ def _packs(lengths: Sequence[int], limit: int) -> Iterator[range]:
 
 def _forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, keep: Tensor | int, plan: Plan) -> Tensor:
     device = model.device
-    with _shared_attention(model):
+    with shared_attention(model):
         return model(  # type: ignore[no-any-return]
             input_ids=ids.to(device),
             position_ids=positions.to(device),
@@ -215,7 +215,7 @@ def _forward(model: PreTrainedModel, ids: Tensor, positions: Tensor, keep: Tenso
 
 
 @contextmanager
-def _shared_attention(model: PreTrainedModel) -> Iterator[None]:
+def shared_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let every layer call our attention, for one forward pass: between two, the model is anyone's."""
     configs: dict[int, PreTrainedConfig] = {}
     for module in model.modules():

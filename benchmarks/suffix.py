@@ -1,0 +1,290 @@
+"""One GCG step against nanoGCG 0.3.0's on the same random weights and the very same candidates; losses and choice too.
+
+nanoGCG pins transformers <= 4.47.1, so it runs in an environment of its own, a process beside this one, and the two
+take turns. Make that environment once:
+
+    python -m venv nanogcg-env
+    nanogcg-env/bin/pip install nanogcg==0.3.0 transformers==4.47.1 torch==2.13.0 numpy
+    python benchmarks/suffix.py --nanogcg nanogcg-env/bin/python
+
+A Llama of 63 M parameters with a vocabulary of 49 152: 97 tokens, a suffix of 20, 5 more, a target
+of 20; topk 64; fp32.
+nanoGCG collects garbage twice a step, which weighs more the smaller the model: times are given with and without it.
+Processor time is given beside time on the clock, since it does not depend on what else the machine does.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from common import environment, peak_memory
+from fathom.attack.suffix.candidates import best_ids, draw, generator
+from fathom.attack.suffix.evaluate import Evaluator, evaluator
+from fathom.attack.suffix.objective import loss_of
+from fathom.attack.suffix.options import CrossEntropy
+from fathom.attack.suffix.problem import Case, Target
+from fathom.chat import ChatFormat
+from fathom.model import ChatModel
+from fathom.schema import ModelInfo
+from fathom.scoring import Scorer
+
+WORKER = Path(__file__).with_name("nanogcg_worker.py")
+TOPK = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    vocabulary: int = 49_152
+    hidden: int = 512
+    intermediate: int = 2048
+    layers: int = 9
+    before: int = 97
+    suffix: int = 20
+    after: int = 5
+    target: int = 20
+
+
+QUICK = Shape(vocabulary=997, hidden=32, intermediate=64, layers=2, before=30, suffix=8, target=9)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step's inputs; picklable, so that a fresh process can run it."""
+
+    directory: Path
+    before: tuple[int, ...]
+    suffix: tuple[int, ...]
+    after: tuple[int, ...]
+    target: tuple[int, ...]
+    threads: int
+
+    @property
+    def case(self) -> Case:
+        return Case(behavior="random", before_ids=self.before, after_ids=self.after, target=Target(self.target))
+
+
+def save_model(directory: Path, shape: Shape) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    words = models.WordLevel({f"w{i}": i for i in range(shape.vocabulary)}, unk_token="w0")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(directory)
+
+
+def make_task(directory: Path, shape: Shape, threads: int) -> Task:
+    draws = random.Random(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(draws.randrange(1, shape.vocabulary) for _ in range(count))
+
+    save_model(directory, shape)
+    return Task(directory, ids(shape.before), ids(shape.suffix), ids(shape.after), ids(shape.target), threads)
+
+
+def load_scorer(directory: Path) -> Scorer:
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    info = ModelInfo(
+        name="random",
+        revision=None,
+        adapter=None,
+        architecture="LlamaForCausalLM",
+        parameters=model.num_parameters(),
+        dtype="float32",
+        quantisation=None,
+        weights_hash="",
+        tokenizer_hash="",
+        template_hash=None,
+        template_source="plain",
+        vocabulary=model.config.vocab_size,
+        context=model.config.max_position_embeddings,
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    return Scorer.of(ChatModel(model=model, chat=ChatFormat(tokenizer, None, "plain", frozenset()), info=info))
+
+
+@dataclass(frozen=True)
+class Timed:
+    seconds: float
+    cpu_seconds: float
+    losses: list[float]
+
+
+class Ours:
+    """fathom's step: gradient, drawing, the check that candidates can be typed, losses, choice."""
+
+    def __init__(self, task: Task) -> None:
+        torch.set_num_threads(task.threads)
+        self.task, self.scorer = task, load_scorer(task.directory)
+        self.tokenizer = self.scorer.model.chat.tokenizer
+        self.evaluator: Evaluator = evaluator(self.scorer, task.case, task.suffix, CrossEntropy(), print)
+        self.allowed = torch.ones(self.scorer.vocabulary, dtype=torch.bool)
+
+    def step(self, candidates: Sequence[Sequence[int]]) -> Timed:
+        """One step on given candidates; its own are drawn and checked too, and then put aside."""
+        given = torch.tensor(candidates)
+        start, cpu = time.perf_counter(), time.process_time()
+        gradient = self.evaluator.gradient(self.task.suffix, CrossEntropy())
+        best = best_ids(gradient.slope, self.allowed, TOPK)
+        own = draw(self.task.suffix, best, len(given), 1, generator(0, 0))
+        texts = self.tokenizer.batch_decode(own)
+        again = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        assert again == own.tolist()
+        distinct, places = torch.unique(given, dim=0, return_inverse=True)
+        losses = loss_of(self.evaluator.scores(distinct).reading, self.task.case.target, CrossEntropy())
+        losses = losses[places]
+        int(losses.argmin())
+        return Timed(time.perf_counter() - start, time.process_time() - cpu, losses.tolist())
+
+
+class NanoGCG:
+    """nanoGCG's step, in its own interpreter."""
+
+    def __init__(self, interpreter: str, task: Task) -> None:
+        self.task = task
+        self.process = subprocess.Popen(
+            [interpreter, str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        names = ("before", "after", "target")
+        self.ask(
+            {"model": str(task.directory), "topk": TOPK, "threads": task.threads}
+            | {name: getattr(task, name) for name in names}
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def step(self, width: int, *, collect: bool) -> dict[str, Any]:
+        return self.ask({"suffix": self.task.suffix, "width": width, "seed": 1, "collect": collect})
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Makes, in a fresh process, the callable whose memory is measured."""
+
+    task: Task
+    candidates: list[list[int]]
+
+    def __call__(self) -> "Once":
+        ours = Ours(self.task)
+        ours.step(self.candidates[:2])  # what is made once, and the libraries' own buffers
+        return Once(ours, self.candidates)
+
+
+@dataclass(frozen=True)
+class Once:
+    ours: Ours
+    candidates: list[list[int]]
+
+    def __call__(self) -> None:
+        self.ours.step(self.candidates)
+
+
+def compare(task: Task, interpreter: str, widths: Sequence[int], rounds: Sequence[int]) -> None:
+    ours, nano = Ours(task), NanoGCG(interpreter, task)
+    nano.step(2, collect=True)
+    for width, count in zip(widths, rounds, strict=True):
+        theirs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        mine: list[Timed] = []
+        for _ in range(count):
+            for collect in (True, False):
+                theirs[collect].append(nano.step(width, collect=collect))
+            mine.append(ours.step(theirs[True][-1]["candidates"]))
+        last = theirs[True][-1]
+        report(width, mine, theirs)
+        worst = max(abs(a - b) for a, b in zip(mine[-1].losses, last["losses"], strict=True))
+        own = min(range(len(mine[-1].losses)), key=mine[-1].losses.__getitem__)
+        same = last["candidates"][own] == last["candidates"][last["chosen"]]
+        print(f"  largest difference of a loss {worst:.1e} nats; the same choice: {same}")
+        memory = peak_memory(Prepared(task, last["candidates"])).extra
+        nano_memory = max(step["memory"] for step in theirs[True])
+        print(
+            f"  memory beyond the loaded model: {memory:.0f} MB, nanoGCG {nano_memory:.0f} MB, "
+            f"{nano_memory / memory:.1f} x"
+        )
+    nano.close()
+
+
+def report(width: int, mine: Sequence[Timed], theirs: dict[bool, list[dict[str, Any]]]) -> None:
+    print(f"width {width}, {len(mine)} rounds")
+    for unit in ("seconds", "cpu_seconds"):
+        own = statistics.median(getattr(step, unit) for step in mine)
+        parts = [f"fathom {own:.2f} s"]
+        for collect, name in ((True, "nanoGCG"), (False, "nanoGCG without gc.collect")):
+            other = statistics.median(step[unit] for step in theirs[collect])
+            ratios = [step[unit] / getattr(one, unit) for step, one in zip(theirs[collect], mine, strict=True)]
+            parts.append(f"{name} {other:.2f} s, {other / own:.2f} x ({min(ratios):.2f} – {max(ratios):.2f})")
+        print(f"  {'clock' if unit == 'seconds' else 'processor'}: " + "; ".join(parts), flush=True)
+
+
+def alone(task: Task) -> None:
+    """Without nanoGCG: the fast way against the plain one, which is what every candidate costs when run whole."""
+    from fathom.attack.suffix.evaluate import PACKED_CPU, PlainEvaluator
+
+    ours = Ours(task)
+    plain = PlainEvaluator(ours.scorer, task.case, print, PACKED_CPU)
+    gradient = ours.evaluator.gradient(task.suffix, CrossEntropy())
+    candidates = draw(task.suffix, best_ids(gradient.slope, ours.allowed, TOPK), 64, 1, generator(0, 0))
+    start = time.perf_counter()
+    theirs = loss_of(plain.scores(candidates).reading, task.case.target, CrossEntropy())
+    middle = time.perf_counter()
+    own = ours.step(candidates.tolist())
+    worst = max(abs(a - b) for a, b in zip(own.losses, theirs.tolist(), strict=True))
+    print(f"plain {middle - start:.2f} s, fathom {own.seconds:.2f} s; largest difference {worst:.1e} nats")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogcg", metavar="PYTHON", help="interpreter of the environment with nanogcg 0.3.0")
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--rounds", type=int, nargs="+", default=[7, 2], help="of each width")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, in seconds: does it all run?")
+    arguments = parser.parse_args()
+    print(environment())
+    with tempfile.TemporaryDirectory() as directory:
+        task = make_task(Path(directory), QUICK if arguments.quick else Shape(), arguments.threads)
+        if arguments.nanogcg is None:
+            alone(task)
+        else:
+            compare(task, arguments.nanogcg, arguments.widths, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

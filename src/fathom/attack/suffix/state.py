@@ -1,0 +1,38 @@
+"""Where a search stands: plain, frozen data, a line of JSON in the run directory after each step."""
+
+import msgspec
+
+__all__ = ["Entry", "SearchLine", "State"]
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A suffix and its loss over the cases that were in use when it was scored."""
+
+    loss: float
+    ids: tuple[int, ...]
+    reached: tuple[bool, ...] = ()  # of each case in use: the target is the model's greedy choice
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One search after `step` steps. Everything that a further step depends on is here, but for problem and options."""
+
+    step: int
+    buffer: tuple[Entry, ...]  # best first; the first is the current suffix
+    best: Entry  # of all so far, over as many cases as are in use
+    chosen: Entry  # of this step's candidates
+    active: int  # cases in use, the first of the problem's
+    queries: int  # inputs scored, one for each candidate and case
+    forward_tokens: int
+    backward_tokens: int
+    verified: bool = False  # the suffix's generation was found to do what is asked
+
+    @property
+    def current(self) -> Entry:
+        return self.buffer[0]
+
+
+class SearchLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A line of `search.suffix.jsonl`: which search, and its state."""
+
+    search: str  # hash of the problem and the options
+    state: State
