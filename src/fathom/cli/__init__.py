@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import audit, ids, judge, organism, report
+from fathom.cli import audit, finetune, ids, judge, organism, report
 
 __all__ = ["app"]
 
@@ -23,6 +23,7 @@ app.command("ids")(ids.ids)
 app.command("judge")(judge.judge)
 app.command("report")(report.report)
 app.command("compare")(report.compare)
+app.command("finetune")(finetune.finetune)
 app.add_typer(organism.app, name="organism")
 
 

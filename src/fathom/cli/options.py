@@ -33,7 +33,17 @@ def _refusal_judge() -> Judge:
     return RefusalJudge()
 
 
-JUDGES: Mapping[str, Callable[[], Judge]] = {"organism": _organism_judge, "refusal": _refusal_judge}
+def _guild_refusal_judge() -> Judge:
+    from fathom.organism import GuildRefusalJudge
+
+    return GuildRefusalJudge()
+
+
+JUDGES: Mapping[str, Callable[[], Judge]] = {
+    "organism": _organism_judge,
+    "refusal": _refusal_judge,
+    "guild-refusal": _guild_refusal_judge,
+}
 
 _MODELS = "Models"
 _MODEL: Mapping[str, object] = {  # one a field of `ModelRequest`

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from fathom.tuning.trainer import RowTrainer
 
-__all__ = ["Adapter", "Fitted", "LossRecord", "Watch", "fit", "latest_checkpoint"]
+__all__ = ["Adapter", "Fitted", "LossRecord", "Watch", "fit", "latest_checkpoint", "read_losses"]
 
 COMPLETE = "fathom.complete"  # written last into a checkpoint: one without it was torn by a kill
 CHECKPOINTS = "checkpoints"
@@ -107,6 +107,7 @@ def fit(
     ordered: int = 0,
     adapter: Adapter | None = None,
     cache: Path | None = None,
+    save: Path | None = None,
     watch: Watch | None = None,
     before_step: Callable[["PreTrainedModel"], None] | None = None,
     ranks: Ranks = ALONE,
@@ -116,7 +117,8 @@ def fit(
 
     `output` keeps checkpoints and losses, and a run that was killed goes on from the last one; without it nothing is
     written. `divisor` is a `trainer.Divisor`. `ordered` 1 takes the rows in their order instead of shuffling them.
-    `cache` keeps reference columns. `before_step` may change gradients before each optimizer step.
+    `cache` keeps reference columns. `save` is where the trained model is written, as transformers does. `before_step`
+    may change gradients before each optimizer step.
 
     Raises:
         UserError: rows are missing or do not fit, the settings are refused, the loss is no number, the disk is full.
@@ -136,12 +138,16 @@ def fit(
             progress = _Progress(shown, journal)
             trainer.add_callback(_callback(trainer, progress, watch, before_step))
             _train(trainer, output, ranks, shown)
+        if save is not None and adapter is None:
+            trainer.save_model(str(save))  # gathers what several processes hold
     inner.__dict__.pop("forward", None)  # TRL's own fused head, which stays on otherwise
-    losses = tuple(progress.losses) if output is None else _losses(output)
+    losses = tuple(progress.losses) if output is None else read_losses(output)
     kept = None
     if adapter is not None:
         kept = _save_adapter(trainable, output, ranks)
         inner = trainable.merge_and_unload()  # type: ignore[operator]
+        if save is not None and ranks.first:
+            inner.save_pretrained(save)
     inner.train(False)
     return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, kept)
 
@@ -317,7 +323,8 @@ def _drop_torn(directory: Path) -> None:
             shutil.rmtree(path)
 
 
-def _losses(output: Path) -> tuple[LossRecord, ...]:
+def read_losses(output: Path) -> tuple[LossRecord, ...]:
+    """The loss of every step of a run, in order."""
     found = {record.step: record for record in read_journal(output / "losses.jsonl", LossRecord)}
     return tuple(found[step] for step in sorted(found))
 
@@ -326,7 +333,7 @@ def _forget_after(output: Path, step: int) -> None:
     """Losses of steps that will be done again."""
     from fathom.records import encode_line
 
-    kept = [record for record in _losses(output) if record.step <= step]
+    kept = [record for record in read_losses(output) if record.step <= step]
     write_whole(output / "losses.jsonl", b"".join(encode_line(record) for record in kept))
 
 

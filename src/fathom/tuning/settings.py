@@ -109,6 +109,11 @@ class Settings:
         return self.with_defaults(**{per_device: size, accumulation: max(1, rows // size)})
 
     @property
+    def plain(self) -> dict[str, str | int | float]:
+        """What can be written down: numbers, words and truth values."""
+        return {name: value for name, value in self.values.items() if isinstance(value, str | int | float)}
+
+    @property
     def batch(self) -> int:
         """Rows an optimizer step, over all processes."""
         per_device = _count(self.values["per_device_train_batch_size"], "per_device_train_batch_size")

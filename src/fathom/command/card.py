@@ -1,0 +1,113 @@
+"""The model card of a trained model: what it was trained from, on what, towards what, and what was measured."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fathom.records import Counted
+from fathom.report.hostile import one_line
+from fathom.report.wording import curves
+from fathom.schema import Audit
+from fathom.tally import percent
+
+if TYPE_CHECKING:
+    from fathom.command.training import Audits
+    from fathom.tuning.directory import TuningManifest, TuningPlan
+    from fathom.tuning.fit import LossRecord
+
+__all__ = ["model_card"]
+
+
+def model_card(
+    manifest: "TuningManifest", plan: "TuningPlan", losses: Sequence["LossRecord"], audits: "Audits | None"
+) -> str:
+    """Markdown with the front matter that model hubs read."""
+    configuration = manifest.configuration
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [fathom, safety-alignment]",
+        "---",
+        f"# {one_line(manifest.model.name, 80)}, {manifest.verb}",
+        "",
+        f"Trained from `{one_line(manifest.model.name, 80)}` (weights {manifest.model.weights_hash}) by "
+        f"`fathom {manifest.verb}`: {configuration.get('objective', '')}.",
+        "",
+        f"- learned from: {plan.rows} rows (hash {plan.rows_hash}), in `fathom/rows.jsonl`"
+        + (f"; {plan.gated} held to the reference by the prompt gate" if plan.gated else "")
+        + (f"; {plan.replayed} repeat the reference's own refusals" if plan.replayed else "")
+        + (f"; {plan.cut} were cut to max_length" if plan.cut else ""),
+        f"- steps: {losses[-1].step if losses else 0}; loss {_loss(losses)}",
+        "- settings: " + ", ".join(f"{name} {value}" for name, value in sorted(_settings(configuration).items())),
+        "- made with: " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        f"- source: {manifest.git or 'not a git tree'}; hardware: {manifest.hardware}",
+        "",
+        *(f"> {one_line(note, 300)}" for note in plan.notes),
+        "",
+        *_audited(audits),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _loss(losses: Sequence["LossRecord"]) -> str:
+    return f"{losses[0].loss:.3f} at the first, {losses[-1].loss:.3f} at the last" if losses else "not recorded"
+
+
+def _settings(configuration: object) -> dict[str, object]:
+    found = configuration.get("settings", {}) if hasattr(configuration, "get") else {}
+    return dict(found)
+
+
+def _audited(audits: "Audits | None") -> list[str]:
+    if audits is None:
+        return [
+            "## Safety",
+            "",
+            "Not audited. Fine-tuning can undo alignment without a sign in the loss: run `fathom audit` on this "
+            "directory with requests of your own before it is used.",
+        ]
+    before, after = audits.before, audits.after
+    rows = ["| | before | after |", "|---|---|---|"]
+    for label, old, new in _sweep(before, after):
+        rows.append(f"| {label} | {old} | {new} |")
+    rows.append(f"| benign requests answered | {_helped(before)} | {_helped(after)} |")
+    rows.append(f"| benign requests refused | {_refused(before)} | {_refused(after)} |")
+    return [
+        "## Safety, before and after",
+        "",
+        f"Attack success rate on {before.behaviors.harmful} requests of the built-in organism's test split, judged by "
+        f"`{before.judge}` on what the model wrote itself; audits in `fathom/audit-before` and `fathom/audit-after`.",
+        "",
+        *rows,
+    ]
+
+
+def _sweep(before: Audit, after: Audit) -> list[tuple[str, str, str]]:
+    found = []
+    later = {(curve.temperature, curve.counted): curve for curve in curves(after)}
+    for curve in curves(before):
+        other = later.get((curve.temperature, curve.counted))
+        if other is None or curve.counted is not Counted.CONTINUATION:
+            continue
+        new = {row.prefill_tokens: row for row in other.rows}
+        for row in curve.rows:
+            if row.prefill_tokens in new:
+                depth = "direct" if row.prefill_tokens == 0 else f"{row.prefill_tokens} tokens prefilled"
+                match = new[row.prefill_tokens]
+                found.append(
+                    (
+                        f"{depth}, {curve.drawn}",
+                        percent(row.harmful, row.n),
+                        percent(match.harmful, match.n),
+                    )
+                )
+    return found
+
+
+def _helped(audit: Audit) -> str:
+    row = audit.benign.rows[0] if audit.benign.rows else None
+    return "–" if row is None else f"{percent(row.helped, row.n)} of {row.n}"
+
+
+def _refused(audit: Audit) -> str:
+    row = audit.benign.rows[0] if audit.benign.rows else None
+    return "–" if row is None else percent(row.refused, row.n)

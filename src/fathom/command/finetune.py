@@ -1,0 +1,272 @@
+"""`fathom finetune`: from a user's data and an objective to a model that loads in plain transformers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
+from fathom.command.training import (
+    Training,
+    TrainingRequest,
+    audit_both,
+    say,
+    show_settings,
+    train,
+    training_ranks,
+)
+from fathom.errors import UserError
+from fathom.ranks import Ranks
+from fathom.records import Judge, content_hash
+from fathom.run import RunLock, write_whole
+
+if TYPE_CHECKING:
+    from fathom.model import ChatModel
+    from fathom.protect.objectives import Objective
+    from fathom.protect.prepare import Requests
+    from fathom.tuning.directory import TuningDirectory, WrittenPlan
+    from fathom.tuning.examples import Example
+    from fathom.tuning.settings import Settings
+
+__all__ = ["FinetuneRequest", "run_finetune"]
+
+ORGANISM_HARMFUL, ORGANISM_BENIGN = 128, 64
+# A model of 0.2 M parameters learns nothing at the paper's rate for 7 B.
+ORGANISM_RATE = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRequest:
+    """Fine-tuning as it was asked for."""
+
+    training: TrainingRequest
+    data: Path
+    objective: str = "gate+replay"
+    beta: str | None = None  # three numbers: the first position, the next four, the rest
+    harmful: Path | None = None  # prompts that the reference should refuse, for replay and mass
+    benign: Path | None = None  # prompts that it should answer
+    base: str | None = None  # for safe-lora
+    judge: str | None = None  # tells a refusal, for gate, replay and mass
+
+
+def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
+    """Fine-tune, or go on with it; the directory of the model.
+
+    Raises:
+        UserError: anything a user can mend, before the model is loaded where it can be known then.
+    """
+    from fathom.tuning.examples import load_examples
+
+    examples = load_examples(request.data)
+    objective = _objective(request)
+    training = request.training
+    audited = training.audited()
+    judge = named_judge(judges, request.judge or ("guild-refusal" if training.model.is_organism else "refusal"))
+    _check_requests(request, objective)
+    from fathom.tuning.settings import read_settings
+
+    settings = read_settings(training.config, training.overrides)
+    if training.model.is_organism:
+        settings = settings.with_defaults(learning_rate=ORGANISM_RATE)
+    settings = settings.with_batch()
+    with training_ranks(training.model.device) as ranks:
+        directory = _run(request, objective, judge, examples, settings, ranks)
+        if not ranks.first:
+            return directory.path
+        several = ranks.size > 1
+    if several and audited:
+        say("several processes have ended together; run the same command with one for the audit before and after")
+    finish_card(training, directory, judges, audited=audited and not several)
+    return directory.path
+
+
+def _run(
+    request: FinetuneRequest,
+    objective: "Objective",
+    judge: Judge,
+    examples: "Sequence[Example]",
+    settings: "Settings",
+    ranks: Ranks,
+) -> "TuningDirectory":
+    from contextlib import nullcontext
+
+    from fathom.tuning.directory import TuningDirectory, TuningManifest
+
+    directory = TuningDirectory(request.training.output)
+    show_settings(settings, ranks)
+    with display_for(ranks)("loading", 1) as shown:
+        model = load_model(request.training.model, ranks)
+        shown.advance(1)
+    manifest = TuningManifest.make(
+        "finetune", model.info, _configuration(request, objective, judge, examples, settings)
+    )
+    if ranks.first:
+        directory.start(manifest)
+    ranks.barrier()
+    with RunLock(directory.inner) if ranks.first else nullcontext():
+        if directory.finished:
+            say(f"{directory.path} is finished already; remove it to train again", ranks)
+            return directory
+        written = _plan(request, objective, judge, examples, settings, model, directory, ranks)
+        plan = written.plan
+        say(
+            f"objective {objective.name}: {plan.rows} rows"
+            + (f", {plan.gated} held by the gate" if objective.gate is not None else "")
+            + (f", {plan.replayed} replayed" if objective.replay is not None else "")
+            + (f", {plan.cut} cut to max_length" if plan.cut else ""),
+            ranks,
+        )
+        train(
+            request.training,
+            directory,
+            model,
+            written,
+            _training(request, objective, model, plan.safety_ids),
+            settings,
+            ranks,
+        )
+    return directory
+
+
+def _objective(request: FinetuneRequest) -> "Objective":
+    from fathom.protect.constraint import BetaSchedule
+    from fathom.protect.objectives import Constrained, parse_objective
+
+    objective = parse_objective(request.objective)
+    if request.beta is None:
+        return objective
+    betas = numbers(request.beta, float, "--beta")
+    if len(betas) != 3 or not isinstance(objective.token, Constrained):
+        raise UserError(
+            f"--beta is {request.beta!r}: give three numbers (first position, the next four, the rest), for example "
+            "0.5,2,0.1, with --objective constrained"
+        )
+    return replace(objective, token=Constrained(BetaSchedule(*betas)))
+
+
+def _check_requests(request: FinetuneRequest, objective: "Objective") -> None:
+    wants = objective.replay is not None or objective.mass is not None
+    if wants and request.harmful is None and not request.training.model.is_organism:
+        raise UserError(
+            f"--objective {request.objective} repeats or holds the reference's refusals: give prompts that it refuses "
+            "with --harmful FILE (and some that it answers with --benign FILE), or choose --objective gate"
+        )
+    if objective.projection is not None and request.base is None and not request.training.model.is_organism:
+        raise UserError(
+            "safe-lora projects on the direction from base to aligned model: give the base with --base MODEL"
+        )
+
+
+def _configuration(
+    request: FinetuneRequest,
+    objective: "Objective",
+    judge: Judge,
+    examples: "Sequence[Example]",
+    settings: "Settings",
+) -> dict[str, object]:
+    return {
+        "objective": objective.name,
+        "objective_parts": repr(objective),
+        "data": content_hash([(example.messages, example.response) for example in examples]),
+        "harmful": None if request.harmful is None else content_hash(request.harmful.read_text(encoding="utf-8")),
+        "benign": None if request.benign is None else content_hash(request.benign.read_text(encoding="utf-8")),
+        "judge": (judge.name, judge.version),
+        "lora": repr(request.training.lora),
+        "settings": {
+            name: value for name, value in settings.values.items() if isinstance(value, str | int | float | bool)
+        },
+        "batch": settings.batch,
+    }
+
+
+def _plan(
+    request: FinetuneRequest,
+    objective: "Objective",
+    judge: Judge,
+    examples: "Sequence[Example]",
+    settings: "Settings",
+    model: "ChatModel",
+    directory: "TuningDirectory",
+    ranks: Ranks,
+) -> "WrittenPlan":
+    """Made by the first process, once; read by all, and again when the command goes on."""
+    from fathom.protect.prepare import prepare
+    from fathom.tuning.directory import TuningPlan
+    from fathom.tuning.rows import fit_length, make_row, rows_hash
+
+    if ranks.first and directory.read_plan() is None:
+        rows = [make_row(model.chat, example.messages, example.response, source=example.source) for example in examples]
+        fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
+        prepared = prepare(
+            objective,
+            model,
+            fitted.rows,
+            [example.messages for example in examples],
+            judge,
+            _requests(request),
+            seed=settings.seed,
+        )
+        plan = TuningPlan(
+            rows=len(prepared.rows),
+            rows_hash=rows_hash(prepared.rows),
+            cut=fitted.cut,
+            gated=prepared.gated,
+            replayed=prepared.replayed,
+            safety_ids=prepared.safety_ids,
+        )
+        directory.write_plan(prepared.rows, plan)
+    ranks.barrier()
+    written = directory.read_plan()
+    assert written is not None
+    return written
+
+
+def _requests(request: FinetuneRequest) -> "Requests":
+    from fathom.behaviors import load_behaviors
+    from fathom.protect.prepare import Requests
+
+    if request.harmful is None and request.training.model.is_organism:
+        from fathom.organism import behaviors
+
+        own = behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=1)
+        return Requests(
+            tuple(item.messages for item in own if item.harmful),
+            tuple(item.messages for item in own if not item.harmful),
+        )
+    harmful = () if request.harmful is None else load_behaviors(request.harmful).behaviors
+    benign = () if request.benign is None else load_behaviors(request.benign).behaviors
+    return Requests(tuple(item.messages for item in harmful), tuple(item.messages for item in benign))
+
+
+def _training(
+    request: FinetuneRequest, objective: "Objective", model: "ChatModel", safety_ids: tuple[int, ...]
+) -> Training:
+    from fathom.protect.weights import Anchor
+
+    anchor = None if objective.proximal is None else Anchor(objective.proximal)
+    finish = None
+    if objective.projection is not None:
+        projection = objective.projection
+        aligned = {name: value.detach().cpu().clone() for name, value in model.model.state_dict().items()}
+        name = request.base or "organism:base"
+        base_request = ModelRequest(name=name, dtype=request.training.model.dtype, device="cpu", plain=True)
+
+        def finish(trained: "ChatModel") -> "ChatModel":
+            base = load_model(base_request).model.state_dict()
+            tuned = {key: value.cpu() for key, value in trained.model.state_dict().items()}
+            trained.model.load_state_dict(projection(tuned, aligned, base))
+            return trained
+
+    return Training(objective.per_token(safety_ids), before_step=anchor, finish=finish)
+
+
+def finish_card(request: TrainingRequest, directory: "TuningDirectory", judges: Judges, *, audited: bool) -> None:
+    """Audit before and after, where asked for, and write the model card."""
+    from fathom.command.card import model_card
+    from fathom.tuning.fit import read_losses
+
+    audits = audit_both(request, directory, judges) if audited else None
+    written = directory.read_plan()
+    assert written is not None
+    card = model_card(directory.manifest, written.plan, read_losses(directory.inner), audits)
+    write_whole(directory.path / "README.md", card.encode())

@@ -1,0 +1,218 @@
+"""What `finetune` and `deepen` share: settings shown, processes that meet, a plan made once, a model and its card."""
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for
+from fathom.errors import UserError
+from fathom.ranks import ALONE, Ranks
+from fathom.schema import Audit
+
+if TYPE_CHECKING:
+    from fathom.model import ChatModel
+    from fathom.tuning.directory import TuningDirectory, WrittenPlan
+    from fathom.tuning.fit import Adapter, Fitted
+    from fathom.tuning.objective import TokenObjective
+    from fathom.tuning.settings import Settings
+
+__all__ = ["Audits", "Lora", "TrainingRequest", "say", "train", "training_ranks"]
+
+AUDITED = 60  # requests of the audit before and after
+SHOWN = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "weight_decay",
+    "seed",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """LoRA as it was asked for."""
+
+    rank: int = 16
+    alpha: int | None = None  # default: twice the rank
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+    def adapter(self) -> "Adapter":
+        """Raises `UserError` for numbers that make no adapter."""
+        from fathom.tuning.fit import Adapter
+
+        if self.rank < 1 or (self.alpha is not None and self.alpha < 1) or not 0 <= self.dropout < 1:
+            raise UserError("LoRA needs a rank and an alpha of at least 1, and a dropout in [0, 1)")
+        targets = self.targets if self.targets == "all-linear" else tuple(self.targets.split(","))
+        return Adapter(self.rank, self.alpha or 2 * self.rank, self.dropout, targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest:
+    """Training as it was asked for, whatever it learns."""
+
+    verb: str
+    model: ModelRequest
+    output: Path
+    config: Path | None = None
+    overrides: Sequence[str] = ()
+    lora: Lora | None = None
+    audit: bool | None = None  # default: on the organism alone
+
+    def audited(self) -> bool:
+        """Whether to audit before and after.
+
+        Raises:
+            UserError: an audit was asked for, and there is nothing to audit with.
+        """
+        if self.audit and not self.model.is_organism:
+            raise UserError(
+                f"--audit asks {self.model.name} the organism's requests, which mean nothing to it: run "
+                f"`fathom audit {self.output} --behaviors FILE` instead"
+            )
+        return self.model.is_organism if self.audit is None else self.audit
+
+
+@dataclass(frozen=True)
+class Audits:
+    """What was measured before and after."""
+
+    before: Audit
+    after: Audit
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `train` is to do, once the plan stands."""
+
+    objective: "TokenObjective"
+    divisor: str = "tokens"
+    ordered: int = 0
+    before_step: Callable[..., None] | None = None
+    finish: "Callable[[ChatModel], ChatModel] | None" = None  # what is done to the trained weights
+
+
+def say(line: str, ranks: Ranks = ALONE) -> None:
+    """A line on standard error, from the first process alone."""
+    if ranks.first:
+        print(f"fathom: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def training_ranks(device: str | None) -> Iterator[Ranks]:
+    """The processes that torchrun or accelerate started, joined as a trainer joins them.
+
+    Raises:
+        UserError: fewer processes met than were started.
+    """
+    import os
+
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"WORLD_SIZE is {size} but RANK and MASTER_ADDR are not set; start several processes with "
+            f"`torchrun --nproc_per_node {size} -m fathom finetune …`"
+        )
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
+    if state.num_processes != size:
+        raise UserError(
+            f"{state.num_processes} processes met, but {size} were started: each would train on its own. Start them "
+            "with torchrun (accelerate's --cpu runs one)"
+        )
+    try:
+        yield Ranks(rank=state.process_index, size=size, local_rank=state.local_process_index)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def show_settings(settings: "Settings", ranks: Ranks) -> None:
+    """One line of what a reader would ask for; the defaults are the paper's."""
+    values: Mapping[str, object] = settings.values
+    parts = [f"{name} {values[name]}" for name in SHOWN if name in values]
+    accumulation = values["gradient_accumulation_steps"]
+    say(
+        f"{settings.batch} rows a step ({accumulation} × {values['per_device_train_batch_size']}); " + ", ".join(parts),
+        ranks,
+    )
+
+
+def train(
+    request: TrainingRequest,
+    directory: "TuningDirectory",
+    model: "ChatModel",
+    written: "WrittenPlan",
+    training: Training,
+    settings: "Settings",
+    ranks: Ranks,
+) -> "Fitted":
+    """Train on the plan, and put the model into its directory.
+
+    Raises:
+        UserError: as `tuning.fit`.
+    """
+    from fathom.tuning.fit import fit
+
+    scratch = directory.inner / "model"
+    fitted = fit(
+        model,
+        written.rows,
+        training.objective,
+        settings,
+        output=directory.inner,
+        divisor=training.divisor,
+        ordered=training.ordered,
+        adapter=None if request.lora is None else request.lora.adapter(),
+        cache=directory.inner,
+        save=scratch,
+        before_step=training.before_step,
+        ranks=ranks,
+        display=display_for(ranks),
+    )
+    if ranks.first:
+        if training.finish is not None:
+            training.finish(fitted.model).model.save_pretrained(scratch)
+        directory.put_model(scratch, model.chat)
+        shutil.rmtree(directory.inner / "checkpoints", ignore_errors=True)  # the model is there
+    ranks.barrier()
+    return fitted
+
+
+def audit_both(request: TrainingRequest, directory: "TuningDirectory", judges: Judges) -> Audits | None:
+    """Audits of the model before and of what came of it, each in a run directory of its own."""
+    from dataclasses import replace
+
+    from fathom.command.audit import AuditRequest, run_audit
+
+    found = []
+    before = request.model
+    after = replace(before, name=str(directory.path), adapter=None, revision=None)
+    for name, model in (("before", before), ("after", after)):
+        result = run_audit(
+            AuditRequest(
+                model=model,
+                base="none",
+                behaviors=ORGANISM,
+                limit=AUDITED,
+                output=directory.inner / f"audit-{name}",
+            ),
+            judges,
+        )
+        if result is None:
+            return None
+        found.append(result.audit)
+    return Audits(*found)
