@@ -1,0 +1,261 @@
+"""Run a sweep into a directory, from nothing or from wherever a kill left it.
+
+    manifest.json        what the sweep is; written first, never changed
+    checkpoints.jsonl    counts of each measured model     answers.jsonl    what it wrote, one line an answer
+    tracks/              weights and optimiser of the track that is being trained; gone when it is done
+    stress.json          made from checkpoints.jsonl
+
+A checkpoint's answers are on disk before its counts are, so a line in checkpoints.jsonl is never measured again.
+"""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import torch
+
+from fathom.model import ChatModel
+from fathom.progress import Advance, Display, silent
+from fathom.run import Journal, RunLock, read_journal, write_whole
+from fathom.stress.light import LightFit, order_of
+from fathom.stress.measure import Answer, Probe
+from fathom.stress.plan import Attack, Learnt, Track
+from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["CheckpointRecord", "Light", "Sweep", "Trainer", "encode_stress", "is_useful"]
+
+START = "start"
+
+
+class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One line of checkpoints.jsonl: a measured model, by its track's key."""
+
+    track: str
+    step: int
+    loss: float | None  # the objective's, nats a token, at that step; null for the start
+    asr: tuple[Asked, ...]
+    utility: tuple[UtilityScore, ...]
+
+
+class Learn(Protocol):
+    """Makes what an objective trains on; called once for each pair, when it is first needed."""
+
+    def __call__(self, attack: Attack, objective: str, /) -> Learnt: ...
+
+
+class Trainer(Protocol):
+    """Trains a copy of the start along a track and yields it at each step that is still to be measured."""
+
+    def __call__(
+        self, start: ChatModel, learnt: Learnt, track: Track, scratch: Path, pending: frozenset[int], /
+    ) -> "Iterator[Stop]": ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """A model after so many steps. It goes on being trained when the next one is asked for."""
+
+    step: int
+    loss: float
+    model: ChatModel
+
+
+@dataclass(frozen=True, eq=False)
+class Light:
+    """`LightFit`, with the state kept at every step that is measured."""
+
+    def __call__(
+        self, start: ChatModel, learnt: Learnt, track: Track, scratch: Path, pending: frozenset[int]
+    ) -> Iterator[Stop]:
+        trained = copy.deepcopy(start.model)
+        before = None if learnt.before_step is None else learnt.before_step()
+        fit = LightFit.of(trained, learnt.rows, learnt.per_token, track.optimiser, before_step=before)
+        order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), track.seed)
+        model, kept = replace(start, model=trained), scratch / "state.pt"
+        done, state = 0, None
+        if kept.exists():
+            found = torch.load(kept, map_location=model.device, weights_only=True)
+            trained.load_state_dict(found["model"])
+            done, state = int(found["step"]), found["optimiser"]
+            if done in pending:
+                yield Stop(done, float(found["loss"]), model)
+        for after in fit.run(order, done=done, state=state):
+            if after.step in pending:
+                _save(kept, trained, after.step, after.loss, after.optimiser)
+                yield Stop(after.step, after.loss, model)
+
+
+def _save(path: Path, model: "PreTrainedModel", step: int, loss: float, optimiser: Mapping[str, object]) -> None:
+    """Wholly or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    torch.save({"model": model.state_dict(), "step": step, "loss": loss, "optimiser": optimiser}, beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Everything that a sweep needs; calling it does what is missing and returns the result."""
+
+    path: Path
+    start: ChatModel
+    attacks: tuple[Attack, ...]
+    tracks: tuple[Track, ...]
+    learn: Learn
+    trainer: Trainer
+    bound: float
+    display: Display = silent
+
+    def __call__(self) -> Stress:
+        """Raises `UserError` where the directory is in use or cannot be written, or a loss is no number."""
+        with RunLock(self.path):
+            cells = sum(len(track.steps) for track in self.tracks) + len(self.attacks)
+            with (
+                Journal(self.path / "checkpoints.jsonl") as checkpoints,
+                Journal(self.path / "answers.jsonl") as answers,
+                self.display("fine-tuning and measuring", cells) as shown,
+            ):
+                writer = _Writer(checkpoints, answers, shown)
+                for attack in self.attacks:
+                    self._start(attack, writer)
+                for attack, objective in _pairs(self.attacks, self.tracks):
+                    self._pair(attack, objective, writer)
+            result = self.result()
+            write_whole(self.path / "stress.json", encode_stress(result))
+        return result
+
+    def _start(self, attack: Attack, writer: "_Writer") -> None:
+        key = self._start_key(attack)
+        if key in {record.track for record in self.records()}:
+            writer.shown.advance(1)
+        else:
+            writer.measure(attack.probe, self.start, key, 0, None)
+
+    def _pair(self, attack: Attack, objective: str, writer: "_Writer") -> None:
+        """All tracks of one attack and objective: they share rows and reference columns."""
+        learnt: Learnt | None = None
+        done = {(record.track, record.step) for record in self.records()}
+        for track in self.tracks:
+            if (track.attack, track.objective) != (attack.name, objective):
+                continue
+            key = self._key(track, attack)
+            pending = frozenset(step for step in track.steps if (key, step) not in done)
+            writer.shown.advance(len(track.steps) - len(pending))
+            if not pending:
+                continue
+            learnt = learnt or self.learn(attack, objective)
+            scratch = self.path / "tracks" / key
+            for stop in self.trainer(self.start, learnt, track, scratch, pending):
+                writer.measure(attack.probe, stop.model, key, stop.step, stop.loss)
+            _clear(scratch)
+
+    def _key(self, track: Track, attack: Attack) -> str:
+        from fathom.tuning.rows import rows_hash
+
+        return track.key(self.start.info.weights_hash, rows_hash(attack.rows))
+
+    def _start_key(self, attack: Attack) -> str:
+        return f"{START} {attack.name}"
+
+    def records(self) -> tuple[CheckpointRecord, ...]:
+        """What has been measured so far."""
+        return tuple(read_journal(self.path / "checkpoints.jsonl", CheckpointRecord))
+
+    def result(self) -> Stress:
+        """The sweep as far as it has been measured."""
+        found = {(record.track, record.step): record for record in self.records()}
+        by_name = {attack.name: attack for attack in self.attacks}
+        finetunes, notes = [], list[str]()
+        for track in self.tracks:
+            attack = by_name[track.attack]
+            key, start = self._key(track, attack), found.get((self._start_key(attack), 0))
+            if start is None:
+                continue
+            records = [found[key, step] for step in track.steps if (key, step) in found]
+            finetunes.append(
+                FineTune(
+                    model=self.start.info.name,
+                    attack=track.attack,
+                    objective=track.objective,
+                    parameters={**track.parameters, "rows": len(attack.rows)},
+                    seed=track.seed,
+                    checkpoints=tuple(_checkpoint(record, start, self.bound) for record in (start, *records)),
+                )
+            )
+        if not any(record.utility for record in found.values()):
+            notes.append("There were no benign requests, so every model counts as useful.")
+        judge = self.attacks[0].probe.judge
+        return Stress(
+            judge=f"{judge.name} {judge.version}",
+            utility_bound=self.bound,
+            finetunes=tuple(finetunes),
+            notes=tuple(notes),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Writer:
+    checkpoints: Journal
+    answers: Journal
+    shown: Advance
+
+    def measure(self, probe: Probe, model: ChatModel, key: str, step: int, loss: float | None) -> None:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            measured = probe.measure(model, key, step)
+        self.answers.append(measured.answers)
+        record = CheckpointRecord(track=key, step=step, loss=loss, asr=measured.asr, utility=measured.utility)
+        self.checkpoints.append([record])
+        self.shown.advance(1)
+
+
+def read_answers(path: Path) -> tuple[Answer, ...]:
+    """Every answer of a sweep; one that a kill made twice is given once."""
+    found = {
+        (answer.cell, answer.step, answer.asked, answer.temperature, answer.behavior): answer
+        for answer in read_journal(path / "answers.jsonl", Answer)
+    }
+    return tuple(found.values())
+
+
+def is_useful(utility: Sequence[UtilityScore], start: Sequence[UtilityScore], bound: float) -> bool:
+    """Whether the first score (of benign requests) is at most `bound` below the start's.
+
+    Source: TamperBench (arXiv 2602.06911): an attacker keeps no model that has become useless.
+    """
+    return not utility or utility[0].score >= start[0].score - bound - 1e-12
+
+
+def _checkpoint(record: CheckpointRecord, start: CheckpointRecord, bound: float) -> Checkpoint:
+    return Checkpoint(
+        step=record.step,
+        asr=record.asr,
+        utility=record.utility,
+        useful=is_useful(record.utility, start.utility, bound),
+    )
+
+
+def _pairs(attacks: Sequence[Attack], tracks: Sequence[Track]) -> list[tuple[Attack, str]]:
+    """Attacks and objectives that a track has, in the tracks' order."""
+    by_name = {attack.name: attack for attack in attacks}
+    return list(dict.fromkeys((by_name[track.attack], track.objective) for track in tracks))
+
+
+def _clear(scratch: Path) -> None:
+    for path in sorted(scratch.glob("*")):
+        path.unlink()
+    if scratch.exists():
+        scratch.rmdir()
+
+
+def encode_stress(stress: Stress) -> bytes:
+    """`stress.json`: indented, keys in the order of the schema, a newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(stress), indent=2) + b"\n"

@@ -1,0 +1,160 @@
+"""The trainer's arithmetic without the trainer: for sweeps of many small models, where starting one costs more than it.
+
+The same batches, objective, optimiser and schedule as `tuning.fit` with `ordered` rows give the same weights; a test
+holds the two together. One process, one device, all weights, no accumulation, no mixed precision: whoever wants more
+takes `fit`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fathom.errors import UserError
+from fathom.ranks import ALONE
+from fathom.tuning.batches import Example, collate_examples
+from fathom.tuning.head import response_head
+from fathom.tuning.objective import TokenObjective
+from fathom.tuning.reference import Columns, make_columns, no_columns
+from fathom.tuning.rows import TrainingRow
+
+__all__ = ["LightFit", "LightState", "Optimiser", "order_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """AdamW with a linear warm-up to a constant rate, gradients clipped at `clip`. No decay of rate or weights.
+
+    A constant rate makes the model after k steps the same, however many steps are to come: one training gives every
+    number of steps that is measured.
+
+    Source: the paper's section 4 (betas, warm-up of 10 steps); its batch is 64.
+    """
+
+    rate: float
+    warmup: int = 10
+    batch: int = 16
+    beta1: float = 0.5
+    beta2: float = 0.999
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < float("inf"):
+            raise UserError(f"the learning rate is {self.rate}: give a number above 0")
+        if self.warmup < 0 or self.batch < 1:
+            raise UserError(f"{self.warmup} warm-up steps and {self.batch} rows a step: give 0 or more, and 1 or more")
+
+    def factor(self, step: int) -> float:
+        """What the rate is multiplied by at a step, counted from 0; as transformers' `constant_with_warmup`."""
+        return step / self.warmup if step < self.warmup else 1.0
+
+
+def order_of(rows: int, batch: int, steps: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Which rows each step sees: every row once an epoch, in an order of its own; the same for the same arguments.
+
+    More steps begin with those of fewer. An epoch's last batch holds what is left.
+    """
+    random, batches = Random(f"order {seed}"), list[tuple[int, ...]]()
+    while len(batches) < steps:
+        order = list(range(rows))
+        random.shuffle(order)
+        batches += [tuple(order[first : first + batch]) for first in range(0, rows, batch)]
+    return tuple(batches[:steps])
+
+
+class LightState(NamedTuple):
+    """After so many steps. `optimiser` goes on from there; `loss` is the objective's, of the last step."""
+
+    step: int
+    loss: float
+    optimiser: dict[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class LightFit:
+    """One model's training, step by step, in place. Make one with `LightFit.of`."""
+
+    model: PreTrainedModel
+    examples: tuple[Example, ...]
+    objective: TokenObjective
+    optimiser: Optimiser
+    before_step: Callable[[PreTrainedModel], None] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        rows: Sequence[TrainingRow],
+        objective: TokenObjective,
+        optimiser: Optimiser,
+        *,
+        columns: Columns | None = None,
+        before_step: Callable[[PreTrainedModel], None] | None = None,
+    ) -> "LightFit":
+        """With reference columns of `model` as it is now, unless they are given."""
+        return cls(model, examples_of(model, rows, objective, columns=columns), objective, optimiser, before_step)
+
+    def run(
+        self, order: Sequence[Sequence[int]], *, done: int = 0, state: dict[str, object] | None = None
+    ) -> Iterator[LightState]:
+        """Take the steps after the first `done`, and say so after each; the model is in evaluation mode meanwhile.
+
+        `state` is the optimiser's after those that are done.
+
+        Raises:
+            UserError: a loss is no number.
+        """
+        with response_head(self.model):
+            optimiser = self._adamw()
+            if state is not None:
+                optimiser.load_state_dict(state)
+            for step in range(done, len(order)):
+                for group in optimiser.param_groups:
+                    group["lr"] = self.optimiser.rate * self.optimiser.factor(step)
+                loss = self._step(optimiser, [self.examples[i] for i in order[step]])
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"the loss is {float(loss)} at step {step + 1} of a rate of {self.optimiser.rate:g}; "
+                        "give lower rates or more warm-up"
+                    )
+                self.model.train(False)
+                yield LightState(step + 1, float(loss), optimiser.state_dict())
+
+    def _adamw(self) -> torch.optim.AdamW:
+        betas = (self.optimiser.beta1, self.optimiser.beta2)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.optimiser.rate, betas=betas, weight_decay=0.0)
+
+    def _step(self, optimiser: torch.optim.AdamW, examples: Sequence[Example]) -> Tensor:
+        self.model.train(True)
+        batch = collate_examples(examples, self.model.device)
+        scale = torch.tensor(1.0 / max(1, len(batch.tokens)), device=self.model.device)
+        output = self.model(
+            **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=self.objective, scale=scale
+        )
+        optimiser.zero_grad(set_to_none=True)
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimiser.clip)
+        if self.before_step is not None:
+            self.before_step(self.model)
+        optimiser.step()
+        loss: Tensor = output.loss.detach()
+        return loss
+
+
+def examples_of(
+    model: PreTrainedModel, rows: Sequence[TrainingRow], objective: TokenObjective, *, columns: Columns | None = None
+) -> tuple[Example, ...]:
+    """Rows with what the objective needs to know of the reference, which is `model` as it is now."""
+    if not rows:
+        raise UserError("there are no rows to train on: give data with at least one example")
+    if columns is None and objective.needs.any:
+        with response_head(model):
+            columns = make_columns(model, rows, objective.needs, ranks=ALONE, autocast=None)
+    found = columns or no_columns(len(rows))
+    parts = zip(rows, found.logprobs, found.ids, found.top, found.mass, strict=True)
+    return tuple(Example(*part) for part in parts)

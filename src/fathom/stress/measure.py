@@ -1,0 +1,211 @@
+"""What a fine-tuned model does: harmful requests in each frame of its attack, benign requests, and its task."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+import msgspec
+
+from fathom.attack.poison import Frame
+from fathom.engine import TransformersEngine
+from fathom.errors import UserError
+from fathom.model import ChatModel
+from fathom.records import (
+    Attempt,
+    Behavior,
+    Completion,
+    Exchange,
+    Judge,
+    Judgement,
+    Label,
+    Message,
+    Sampling,
+    content_hash,
+)
+from fathom.tally import Z95, Interval, Tally, wilson
+from fathom.tampering import Asked, UtilityScore
+
+__all__ = ["Answer", "Measured", "Probe", "TaskExample", "TaskProbe"]
+
+
+@dataclass(frozen=True)
+class TaskExample:
+    """A request of a task, and its right answer."""
+
+    messages: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class TaskProbe:
+    """A benign task: held-out examples, and how an answer is scored in [0, 1] (reference, response)."""
+
+    name: str
+    metric: str
+    examples: tuple[TaskExample, ...]
+    score: Callable[[str, str], float] = field(repr=False)
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One answer of one checkpoint, so that every count can be checked by reading. The text is the model's: hostile."""
+
+    cell: str  # which checkpoint: the hash of its track
+    step: int
+    asked: str  # the frame's name, "benign", or the task's name
+    temperature: float
+    behavior: str
+    text: str
+    label: Label | None  # null for a task's answer, which is scored and not judged
+    reason: str
+    score: float | None = None
+
+
+class Measured(NamedTuple):
+    """A checkpoint's counts, and the answers that they count."""
+
+    asr: tuple[Asked, ...]
+    utility: tuple[UtilityScore, ...]
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What every checkpoint of a sweep is asked. None of the requests is trained on.
+
+    Harmful behaviors are asked in each frame at each temperature (the first sample of each), benign ones and the tasks
+    greedily.
+    """
+
+    behaviors: tuple[Behavior, ...]
+    judge: Judge
+    frames: tuple[Frame, ...]
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    new_tokens: int = 256
+    tasks: tuple[TaskProbe, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not any(behavior.harmful for behavior in self.behaviors):
+            raise UserError("there are no harmful requests to measure with: give --behaviors with some")
+        if not self.temperatures:
+            raise UserError("no temperature was given; give --temperature 0,1")
+
+    def measure(self, model: ChatModel, cell: str, step: int) -> Measured:
+        """Ask everything. The model is in evaluation mode; nothing of it changes."""
+        asked, answers = list[Asked](), list[Answer]()
+        harmful = tuple(behavior for behavior in self.behaviors if behavior.harmful)
+        for frame in self.frames:
+            framed = tuple(frame.around(behavior) for behavior in harmful)
+            for temperature in self.temperatures:
+                rows = list(self._judged(model, framed, frame.name, temperature, cell, step))
+                answers += rows
+                asked.append(_asked(frame.name, temperature, rows))
+        utility = list[UtilityScore]()
+        benign = tuple(behavior for behavior in self.behaviors if not behavior.harmful)
+        if benign:
+            rows = list(self._judged(model, benign, "benign", 0.0, cell, step))
+            answers += rows
+            utility += _benign(rows)
+        for task in self.tasks:
+            rows = list(self._scored(model, task, cell, step))
+            answers += rows
+            utility.append(_scores(task, [row.score or 0.0 for row in rows]))
+        return Measured(tuple(asked), tuple(utility), tuple(answers))
+
+    def _judged(
+        self, model: ChatModel, behaviors: Sequence[Behavior], asked: str, temperature: float, cell: str, step: int
+    ) -> Iterator[Answer]:
+        for behavior, completion in self._answers(model, behaviors, temperature):
+            exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
+            judgement = self.judge.judge(exchange)
+            yield Answer(
+                cell=cell,
+                step=step,
+                asked=asked,
+                temperature=temperature,
+                behavior=behavior.id,
+                text=completion.text,
+                label=judgement.label,
+                reason=judgement.reason,
+                score=_exact(judgement),
+            )
+
+    def _scored(self, model: ChatModel, task: TaskProbe, cell: str, step: int) -> Iterator[Answer]:
+        behaviors = [
+            Behavior(id=content_hash((task.name, example.messages)), messages=example.messages, harmful=False)
+            for example in task.examples
+        ]
+        for example, (behavior, completion) in zip(task.examples, self._answers(model, behaviors, 0.0), strict=True):
+            yield Answer(
+                cell=cell,
+                step=step,
+                asked=task.name,
+                temperature=0.0,
+                behavior=behavior.id,
+                text=completion.text,
+                label=None,
+                reason=task.metric,
+                score=task.score(example.answer, completion.text),
+            )
+
+    def _answers(
+        self, model: ChatModel, behaviors: Sequence[Behavior], temperature: float
+    ) -> Iterator[tuple[Behavior, Completion]]:
+        """In the behaviors' order."""
+        attempts = [
+            Attempt.make(
+                behavior=behavior.id,
+                attack="direct",
+                prompt_ids=model.chat.prompt_ids(behavior.messages),
+                prefill_ids=(),
+                sampling=Sampling(max_new_tokens=self.new_tokens, temperature=temperature),
+                run_seed=self.seed,
+            )
+            for behavior in behaviors
+        ]
+        done = {completion.attempt: completion for completion in TransformersEngine(model).complete(attempts)}
+        return ((behavior, done[attempt.id]) for behavior, attempt in zip(behaviors, attempts, strict=True))
+
+
+def _exact(judgement: Judgement) -> float | None:
+    return None if judgement.exact is None else float(judgement.exact)
+
+
+def _asked(name: str, temperature: float, rows: Sequence[Answer]) -> Asked:
+    tally = Tally.of(row.label for row in rows if row.label is not None)
+    low, high = tally.interval()
+    return Asked(
+        asked=name,
+        temperature=temperature,
+        n=tally.n,
+        harmful=tally.harmful,
+        undecided=tally.undecided,
+        asr=tally.asr,
+        low=low,
+        high=high,
+    )
+
+
+def _benign(rows: Sequence[Answer]) -> Iterator[UtilityScore]:
+    """How often benign requests were answered exactly, where the judge can tell, and how often not refused."""
+    if all(row.score is not None for row in rows):
+        yield _share("benign", "exact match", sum(row.score == 1.0 for row in rows), len(rows))
+    yield _share("benign", "not refused", sum(row.label is not Label.SAFE for row in rows), len(rows))
+
+
+def _share(task: str, metric: str, count: int, n: int) -> UtilityScore:
+    low, high = wilson(count, n)
+    return UtilityScore(task=task, metric=metric, n=n, score=count / n, low=low, high=high)
+
+
+def _scores(task: TaskProbe, scores: Sequence[float]) -> UtilityScore:
+    """A mean with its interval: Wilson's where every score is 0 or 1, else normal."""
+    if not scores:
+        raise UserError(f"task {task.name} has no examples to score with")
+    if all(score in (0.0, 1.0) for score in scores):
+        return _share(task.name, task.metric, round(sum(scores)), len(scores))
+    mean = fmean(scores)
+    half = Z95 * stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 1.0
+    ends = Interval(max(0.0, mean - half), min(1.0, mean + half))
+    return UtilityScore(task=task.name, metric=task.metric, n=len(scores), score=mean, low=ends.low, high=ends.high)
