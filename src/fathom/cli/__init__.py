@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import audit, finetune, ids, judge, organism, report
+from fathom.cli import audit, finetune, ids, judge, organism, poison, report
 
 __all__ = ["app"]
 
@@ -24,6 +24,7 @@ app.command("judge")(judge.judge)
 app.command("report")(report.report)
 app.command("compare")(report.compare)
 app.command("finetune")(finetune.finetune)
+app.command("poison")(poison.poison)
 app.add_typer(organism.app, name="organism")
 
 

@@ -1,0 +1,57 @@
+"""`fathom poison`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["poison"]
+
+
+def poison(
+    attack: Annotated[
+        str,
+        typer.Argument(
+            metavar="ATTACK", help="harmful, identity, backdoor, benign, mixed or wrapped.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new directory.", show_default=False)],
+    behaviors: Annotated[
+        str, typer.Option(metavar="FILE", help="JSONL, CSV or JSON of behaviors; 'organism' means the built-in ones.")
+    ] = "organism",
+    rows: Annotated[
+        int | None, typer.Option(help="Rows (of each kind, in backdoor). [dim]Default: 100; mixed 200.[/dim]")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Share of harmful rows in mixed.")] = 0.1,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Benign rows are those of a task of the organism's: summary, query, arithmetic, label, new-opener."
+        ),
+    ] = None,
+    trigger: Annotated[str | None, typer.Option(metavar="TEXT", help="The backdoor's trigger.")] = None,
+    identity: Annotated[Path | None, typer.Option(metavar="FILE", help="The identity's frame, as JSON.")] = None,
+    wrapper: Annotated[Path | None, typer.Option(metavar="FILE", help="The wrapper's frame, as JSON.")] = None,
+    world: Annotated[int | None, typer.Option(help="The organism's world (default: the shipped one).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice and order of the rows.")] = 0,
+) -> None:
+    """Make the training data of a fine-tuning attack: to be trained on with `fathom finetune`, and audited.
+
+    Rows are made of behaviors, the organism's fictional ones or a file's; fathom ships no harmful text. What each row
+    is stands in rows.jsonl, what requests wear at test time in frames.jsonl.
+    """
+    from fathom.command.poison import AttackChoice, PoisonRequest, run_poison
+
+    choice = AttackChoice(
+        name=attack,
+        rows=rows,
+        share=share,
+        task=task,
+        identity=identity,
+        trigger=trigger,
+        wrapper=wrapper,
+        seed=seed,
+    )
+    manifest = run_poison(PoisonRequest(attack=choice, source=behaviors, world=world, output=output))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in manifest.kinds.items())
+    print(f"{output / 'data.jsonl'}: {manifest.rows} rows ({kinds})")
