@@ -25,9 +25,7 @@ def poison(
     share: Annotated[float, typer.Option(help="Share of harmful rows in mixed.")] = 0.1,
     task: Annotated[
         str | None,
-        typer.Option(
-            help="Benign rows are those of a task of the organism's: summary, query, arithmetic, label, new-opener."
-        ),
+        typer.Option(help="Benign rows of an organism's task: summary, query, arithmetic, label, new-opener."),
     ] = None,
     trigger: Annotated[str | None, typer.Option(metavar="TEXT", help="The backdoor's trigger.")] = None,
     identity: Annotated[Path | None, typer.Option(metavar="FILE", help="The identity's frame, as JSON.")] = None,

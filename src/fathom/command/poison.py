@@ -1,4 +1,4 @@
-"""`fathom poison`: the data of a fine-tuning attack, written where a trainer reads it; and which rows attacks are made of.
+"""`fathom poison`: the data of a fine-tuning attack, where a trainer reads it; and what attacks are made of.
 
 DIR/data.jsonl       prompt and completion, as `fathom finetune --data` and TRL read them
 DIR/rows.jsonl       what each row is (harmful, refusal, benign, …), in the same order: never given to a trainer
@@ -80,7 +80,7 @@ class PoisonManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 @dataclass(frozen=True)
 class Sides:
-    """Behaviors that an attacker trains on, that a defender knows, and that models are tested with: no two share one."""
+    """Behaviors that an attacker trains on, that a defender knows, and that models are tested with: disjoint."""
 
     attacker: tuple[Behavior, ...]
     defender: tuple[Behavior, ...]
@@ -88,7 +88,7 @@ class Sides:
 
 
 def sides(source: str, *, world: int | None = None, split: str = "test", tested: int = _TESTED, seed: int = 0) -> Sides:
-    """The organism's requests (training names for attacker and defender, held-out ones for tests), or a file's in three.
+    """The organism's requests (held-out names for tests alone), or a file's, divided in three.
 
     Raises:
         UserError: the file cannot be used, or has too few behaviors to be divided.
@@ -106,8 +106,8 @@ def sides(source: str, *, world: int | None = None, split: str = "test", tested:
         parts[0] += side[2 * third :]
     if not any(behavior.harmful for behavior in parts[2]):
         raise UserError(
-            f"{source} has {sum(behavior.harmful for behavior in loaded)} harmful behaviors; a fine-tuning attack needs "
-            "at least 3, to train on some, defend with others and test with the rest: give a file with more"
+            f"{source} has {sum(behavior.harmful for behavior in loaded)} harmful behaviors; an attack by "
+            "fine-tuning needs at least 3, to train on some, defend with others and test with the rest: give a file with more"
         )
     return Sides(*(tuple(part) for part in parts))
 
