@@ -84,7 +84,7 @@ def sentences(audit: Audit) -> tuple[str, str | None]:
 
 def _outcome(row: AttackRow) -> str:
     span = wording.interval_percent(row.low, row.high)
-    return f"{row_name(row)}, gets {wording.harmful_of(row)} harmful requests through (95 % interval {span})"
+    return f"{row_name(row)} gets {wording.harmful_of(row)} harmful requests through (95 % interval {span})"
 
 
 def _best(rows: Iterable[AttackRow]) -> AttackRow:
@@ -100,7 +100,8 @@ def row_name(row: AttackRow) -> str:
     parts.append(wording.drawing(row.parameters))
     if row.worst_of is not None:
         parts.append(f"worst of {row.worst_of}")
-    return ", ".join([wording.attack_name(row.attack), *(part for part in parts if part)])
+    shown = ", ".join(part for part in parts if part)
+    return f"{wording.attack_name(row.attack)} ({shown})" if shown else wording.attack_name(row.attack)
 
 
 def spent(row: AttackRow) -> tuple[str, str]:

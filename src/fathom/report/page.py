@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from fathom.records import Counted, Subject
-from fathom.report import attack_charts, charts, further, plot, tables, wording
+from fathom.report import attack_charts, charts, further, paper, plot, tables, wording
 from fathom.report.hostile import HIDDEN_RANGES, one_line, sanitise
 from fathom.report.samples import Packed, ReportData, gather, pack, script_json
 from fathom.run import Run, write_whole
@@ -53,6 +53,7 @@ def page(data: ReportData) -> str:
             prefixes=wording.refusal_prefixes(audit),
             families=further.families(audit, data.times),
             figures=tables.figures(audit),
+            paper=paper.beside_audit(audit),
             provenance=tables.provenance(audit, data.manifest),
             sample_count=len(data.samples),
             **inlined(_charts(data), packed, ("app.js", "browse.js", "samples.js")),

@@ -175,6 +175,7 @@ def _config() -> dict[str, object]:
             "symbolType": "stroke",
             "symbolStrokeWidth": 2.5,
             "symbolOpacity": 1,
+            "symbolStrokeColor": "var(--muted)",
             "padding": 0,
             "offset": 14,
             "columns": 2,

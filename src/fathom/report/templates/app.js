@@ -82,6 +82,7 @@ async function drawCharts() {
   const options = { ast: true, actions: false, renderer: "svg", tooltip: showTip, defaultStyle: false };
   for (const figure of document.querySelectorAll("[data-chart]")) {
     const spec = specs[figure.dataset.chart];
+    figure.hidden = !spec;
     if (!spec) continue;
     if (figure.clientWidth < 560) spec.config.legend.columns = 1; // names of models are long
     await vegaEmbed(figure, spec, options);

@@ -1,0 +1,254 @@
+"""A fine-tuning sweep on one self-contained page: worst cases, curves of ASR against steps, and what moved where."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import altair as alt
+
+from fathom.report import page, paper, plot, wording, worst
+from fathom.report.plot import Point
+from fathom.report.samples import Packed, pack_json
+from fathom.report.worst import Worst
+from fathom.tampering import Dynamics, DynamicsRow, Stress
+
+__all__ = ["ShownAnswer", "render_stress", "stress_headline"]
+
+MOST_ANSWERS = 20_000  # that a page embeds; all are in the run's files
+MOST_NAMED = 4  # objectives in the sentence at the top: the weakest and the strongest ones
+MOST_STEPS = 9  # curves in a chart of dynamics
+
+
+@dataclass(frozen=True)
+class ShownAnswer:
+    """An answer of a fine-tuned model, to be browsed. The text is the model's: hostile."""
+
+    model: str  # which fine-tune
+    step: int
+    asked: str
+    temperature: float
+    behavior: str
+    text: str
+    verdict: str  # a judge's label, or "scored"
+    reason: str
+    score: float | None = None
+
+
+def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Sequence[ShownAnswer] = ()) -> str:
+    """The page of a sweep; either part may be empty."""
+    cases = worst.worst_cases(stress)
+    shown = answers[:MOST_ANSWERS]
+    specs = _curves(stress, cases)
+    for number, moved in enumerate(dynamics):
+        specs |= {f"dynamics-{number}-{name}": spec for name, spec in _dynamics(moved).items()}
+    return (
+        page.environment()
+        .get_template("stress.html.j2")
+        .render(
+            title="What fine-tuning does to the alignment",
+            stress=stress,
+            headline=stress_headline(cases),
+            cases=cases,
+            paper=paper.beside_stress(stress),
+            grids=_grids(cases),
+            every=[(question, worst.choices(stress, question)) for question in worst.questions(stress)],
+            curve_names=[name for name in specs if name.startswith("curve-")],
+            curve_titles=_curve_titles(cases),
+            dynamics=[(number, moved, _table_rows(moved)) for number, moved in enumerate(dynamics)],
+            dynamics_parts=PARTS,
+            setting_name=worst.setting_name,
+            answers=len(shown),
+            answers_left=len(answers) - len(shown),
+            **page.inlined(specs, _pack(shown), ("app.js", "browse.js", "answers.js")),
+        )
+    )
+
+
+def stress_headline(cases: Sequence[Worst]) -> str:
+    """The strongest case of each objective, greedy before sampled, in one sentence."""
+    found: dict[str, Worst] = {}
+    for case in cases:
+        known = found.get(case.question.objective)
+        if case.choice is not None and (known is None or known.choice is None or case.choice.asr > known.choice.asr):
+            found[case.question.objective] = case
+    if not found:
+        return "No fine-tuned model stayed within the bound on utility, so there is no attack to report."
+    by_asr = sorted(found.values(), key=lambda case: -case.choice.asr if case.choice else 0.0)
+    shown = by_asr if len(by_asr) <= MOST_NAMED else [by_asr[0], *by_asr[1 - MOST_NAMED :]]
+    parts = [_case(case) for case in shown]
+    return f"Worst ASR after fine-tuning that leaves a useful model: {'; '.join(parts)}."
+
+
+def _case(case: Worst) -> str:
+    question, choice = case.question, case.choice
+    share = "" if choice is None else wording.share_percent(choice.asr)
+    return f"{share} % under {question.objective} ({question.attack}, {question.asked})"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Worst cases of one model under one way of drawing: a row an objective, a column an attack and a way of asking."""
+
+    model: str
+    temperature: float
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[Worst | None, ...]], ...]
+
+
+def _grids(cases: Sequence[Worst]) -> list[Grid]:
+    grids = []
+    for model, temperature in dict.fromkeys((case.question.model, case.question.temperature) for case in cases):
+        here = [case for case in cases if (case.question.model, case.question.temperature) == (model, temperature)]
+        columns = tuple(dict.fromkeys((case.question.attack, case.question.asked) for case in here))
+        objectives = tuple(dict.fromkeys(case.question.objective for case in here))
+        cells = {(case.question.objective, case.question.attack, case.question.asked): case for case in here}
+        rows = tuple((name, tuple(cells.get((name, *column)) for column in columns)) for name in objectives)
+        grids.append(Grid(model, temperature, columns, rows))
+    return grids
+
+
+def _curve_titles(cases: Sequence[Worst]) -> dict[str, str]:
+    return {_curve_name(place): _title(place) for place in _places(cases)}
+
+
+def _places(cases: Iterable[Worst]) -> list[tuple[str, str, str]]:
+    return list(dict.fromkeys((case.question.model, case.question.attack, case.question.asked) for case in cases))
+
+
+def _curve_name(place: tuple[str, str, str]) -> str:
+    return "curve-" + "-".join("".join(char if char.isalnum() else "_" for char in part) for part in place)
+
+
+def _title(place: tuple[str, str, str]) -> str:
+    model, attack, asked = place
+    return f"{attack}, asked {asked}: {model}"
+
+
+def _curves(stress: Stress, cases: Sequence[Worst]) -> dict[str, object]:
+    """ASR against steps at each objective's worst setting: one chart an attack and a way of asking."""
+    specs: dict[str, object] = {}
+    for place in _places(cases):
+        points: list[Point] = []
+        for case in cases:
+            if case.question[:3] == place:
+                points += _curve_points(stress, case)
+        steps = [int(str(point["step"])) for point in points]
+        if len(set(steps)) < 2:
+            continue
+        tips = [
+            "step:Q",
+            "series:N",
+            "drawn:N",
+            plot.share_tip("share", "ASR"),
+            "95 % interval:N",
+            "harmful of n:N",
+            "setting:N",
+            "useful:N",
+        ]
+        layers = plot.band_line(
+            points, x=plot.step_axis(steps), y=plot.share_axis("harmful answers"), tooltip=tips, dash="drawn"
+        )
+        specs[_curve_name(place)] = plot.spec(layers, height=240)
+    return specs
+
+
+def _curve_points(stress: Stress, case: Worst) -> list[Point]:
+    found = worst.choices(stress, case.question)
+    tuned = [choice for choice in found if choice.step > 0]
+    strongest = case.choice or max(tuned, key=lambda choice: choice.asr, default=None)
+    return [
+        {
+            "step": choice.step,
+            "share": choice.asr,
+            "low": choice.interval.low,
+            "high": choice.interval.high,
+            "series": case.question.objective,
+            "drawn": wording.drawn(case.question.temperature),
+            "95 % interval": wording.interval_percent(*choice.interval),
+            "harmful of n": f"{choice.harmful} of {choice.n}",
+            "setting": worst.setting_name(choice.parameters),
+            "useful": "yes" if choice.useful else "no",
+        }
+        for choice in found
+        if strongest is not None and choice.parameters == strongest.parameters
+    ]
+
+
+PARTS = {
+    "cross_entropy": "Cross-entropy, nats",
+    "gradient_norm": "Gradient norm",
+    "kl_nats": "KL to the start, nats",
+}
+
+
+def _value(row: DynamicsRow, part: str) -> float | None:
+    values = {"cross_entropy": row.cross_entropy, "gradient_norm": row.gradient_norm, "kl_nats": row.kl_nats}
+    return values[part]
+
+
+def _dynamics(moved: Dynamics) -> dict[str, object]:
+    """By response position, one curve a step, darker as fine-tuning proceeds."""
+    steps = _few(sorted({row.step for row in moved.rows}))
+    specs: dict[str, object] = {}
+    for part, title in PARTS.items():
+        points: list[Point] = [
+            {"position": row.position, "value": value, "step": f"step {row.step}", "order": row.step, "n": row.n}
+            for row in moved.rows
+            if row.step in steps and (value := _value(row, part)) is not None
+        ]
+        if not points:
+            continue
+        names = [f"step {step}" for step in steps]
+        shades = [
+            f"color-mix(in srgb, var(--accent) {_shade(i, len(steps))}%, var(--paper))" for i in range(len(steps))
+        ]
+        colour = alt.Color(
+            "step:N",
+            title=None,
+            scale=alt.Scale(domain=names, range=shades),
+            legend=alt.Legend(title=None, columns=MOST_STEPS),
+        )
+        x = plot.position_axis(max(row.position for row in moved.rows))
+        y = alt.Y("value:Q", title=title, axis=alt.Axis(tickCount=5), scale=alt.Scale(zero=True))
+        tips = ["position:Q", "step:N", alt.Tooltip("value:Q", title=title, format=".3f"), "n:Q"]
+        base = plot.points_chart(points).encode(x=x, y=y, color=colour)
+        layers = [
+            base.mark_line(strokeWidth=2),
+            base.mark_point(filled=True, size=300, opacity=0).encode(tooltip=tips),
+        ]
+        specs[part] = plot.spec(layers, height=220)
+    return specs
+
+
+def _shade(place: int, of: int) -> int:
+    """Per cent of the accent colour; the first curve can still be seen."""
+    return 100 if of == 1 else round(30 + 70 * place / (of - 1))
+
+
+def _few(steps: Sequence[int]) -> list[int]:
+    """The first, the last, and evenly spread ones between."""
+    if len(steps) <= MOST_STEPS:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (MOST_STEPS - 1))] for i in range(MOST_STEPS)]
+
+
+def _table_rows(moved: Dynamics) -> list[DynamicsRow]:
+    return sorted(moved.rows, key=lambda row: (row.step, row.position))
+
+
+def _pack(answers: Sequence[ShownAnswer]) -> Packed:
+    return pack_json(
+        [
+            {
+                "model": answer.model,
+                "step": answer.step,
+                "asked": answer.asked,
+                "temperature": answer.temperature,
+                "behavior": answer.behavior,
+                "text": answer.text,
+                "verdict": answer.verdict,
+                "reason": answer.reason,
+                "score": answer.score,
+            }
+            for answer in answers
+        ]
+    )
