@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from fathom.chat import ChatFormat
-from fathom.records import Attempt, Behavior, Judge, Parameter, Sampling, Subject
+from fathom.records import Attempt, Behavior, Completion, Judge, Parameter, Sampling, Subject, content_hash
 
 if TYPE_CHECKING:
     from fathom.model import ChatModel
@@ -22,13 +22,19 @@ if TYPE_CHECKING:
 __all__ = [
     "Attack",
     "Draw",
+    "Estimate",
+    "Estimated",
+    "Frugal",
     "Intervention",
     "PreparedBehavior",
     "Search",
     "Setting",
     "Target",
     "Victim",
+    "direct_answers",
     "prepare",
+    "search_cost",
+    "shared_key",
 ]
 
 
@@ -119,6 +125,16 @@ class Setting:
                     found=found,
                 )
 
+    @property
+    def answers(self) -> int:
+        """Answers to one input."""
+        return sum(draw.samples for draw in self.draws)
+
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens of those answers together."""
+        return sum(draw.samples * draw.sampling.max_new_tokens for draw in self.draws)
+
 
 class Attack(Protocol):
     """Makes attempts from behaviors, in an order that keeps those of one behavior together."""
@@ -149,6 +165,7 @@ class Victim:
 
 
 _State = TypeVar("_State")
+_Seen = TypeVar("_Seen", contravariant=True)
 
 
 @runtime_checkable
@@ -177,6 +194,30 @@ class Search(Protocol[_State]):
         ...
 
 
+@runtime_checkable
+class Frugal(Protocol[_Seen]):
+    """A search that knows what it has spent, so that a budget can end it."""
+
+    def spent(self, state: _Seen, /) -> int:
+        """Forward tokens so far, for all of a target's behaviors together."""
+        ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a part will do at most, known before anything has run: its attempts, and tokens with those of its search."""
+
+    attempts: int
+    forward_tokens: int
+
+
+@runtime_checkable
+class Estimated(Protocol):
+    """A search that can say beforehand what it will cost at most."""
+
+    def estimate(self, items: Sequence[PreparedBehavior], setting: Setting, /) -> Estimate: ...
+
+
 # --- attacks that change the model ---
 
 
@@ -185,3 +226,30 @@ class Intervention(Protocol):
     """Changes the model while its attempts run, and leaves it as it was."""
 
     def applied(self, model: "ChatModel", states: Mapping[str, Any], /) -> AbstractContextManager[None]: ...
+
+
+# --- what attacks share ---
+
+
+def search_cost(*, queries: float, forward_tokens: float, backward_tokens: float = 0) -> Mapping[str, Parameter]:
+    """What a search cost on behalf of one behavior, for `found`: the report adds it once to that behavior's answers."""
+    return {"queries": queries, "forward_tokens": forward_tokens, "backward_tokens": backward_tokens}
+
+
+def shared_key(items: Sequence[PreparedBehavior]) -> str:
+    """A target's key for a search on several behaviors together."""
+    return content_hash([item.behavior.id for item in items])
+
+
+def direct_answers(
+    items: Sequence[PreparedBehavior], victim: Victim, max_new_tokens: int
+) -> Iterator[tuple[PreparedBehavior, Completion]]:
+    """The model's greedy answer to each direct request, in order."""
+    from fathom.engine import TransformersEngine
+
+    draw = Draw(Sampling(max_new_tokens=max_new_tokens))
+    setting = Setting(victim.model.chat, (draw,), victim.seed)
+    asked = [attempt for item in items for attempt in setting.attempts(item, "direct")]
+    done = {completion.attempt: completion for completion in TransformersEngine(victim.model).complete(asked)}
+    for item, attempt in zip(items, asked, strict=True):
+        yield item, done[attempt.id]

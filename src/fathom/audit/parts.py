@@ -12,32 +12,36 @@ import msgspec
 
 from fathom.attack.kinds import Attack, Draw, PreparedBehavior, Search, Setting
 from fathom.attack.prefill import DirectRequest, Prefill, RefusalPrefix
+from fathom.audit.spending import within
 from fathom.chat import ChatFormat
 from fathom.records import Attempt, Subject, content_hash
 
-__all__ = ["Ground", "Part", "States", "Suite", "depth_parts"]
+__all__ = ["Ground", "Part", "States", "Suite", "depth_parts", "direct_parts"]
 
 States = Mapping[str, Any]  # the last state of each of a search's targets, by the target's key
 
 
 @dataclass(frozen=True)
 class Part:
-    """One attack on some behaviors."""
+    """One attack on some behaviors. `budget` bounds the forward tokens that it spends on each of them."""
 
     attack: Attack | Search[Any]
     items: tuple[PreparedBehavior, ...]
     setting: Setting
+    budget: int | None = None
 
     @property
     def identity(self) -> str:
         """The same for parts that share an attack and so what it searches for, whichever behaviors they are."""
-        return content_hash((self.attack.name, msgspec.to_builtins(self.attack), self.setting.subject))
+        return content_hash((self.attack.name, msgspec.to_builtins(self.attack), self.setting.subject, self.budget))
 
     def attempts(self, states: States) -> tuple[Attempt, ...]:
         """What the part runs, once its search, if it has one, is over."""
         if isinstance(self.attack, Search):
-            return tuple(self.attack.found(self.items, self.setting, states))
-        return tuple(self.attack.attempts(self.items, self.setting))
+            made = self.attack.found(self.items, self.setting, states)
+        else:
+            made = self.attack.attempts(self.items, self.setting)
+        return tuple(within(made, self.budget))
 
     def configuration(self) -> Mapping[str, object]:
         """Plain data that tells this part from any other."""
@@ -47,6 +51,7 @@ class Part:
             "subject": self.setting.subject,
             "draws": [msgspec.to_builtins(draw) for draw in self.setting.draws],
             "behaviors": content_hash([item.behavior.id for item in self.items]),
+            **({} if self.budget is None else {"budget": self.budget}),
         }
 
 
@@ -75,6 +80,14 @@ class Ground:
 
 
 Suite = Callable[[Ground], Sequence[Part]]
+
+
+def direct_parts(ground: Ground) -> tuple[Part, ...]:
+    """The direct request alone, with its control: what any attack is compared with."""
+    parts = [Part(DirectRequest(), ground.harmful, ground.setting())]
+    if ground.benign:
+        parts.append(Part(DirectRequest(), ground.benign, ground.first))
+    return tuple(parts)
 
 
 def depth_parts(ground: Ground) -> tuple[Part, ...]:

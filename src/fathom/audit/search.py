@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from fathom.attack.kinds import Search, Target, Victim
+from fathom.attack.kinds import Frugal, Search, Target, Victim
 from fathom.audit.parts import Part, States
 from fathom.audit.plan import Plan
 from fathom.progress import Advance, Display
@@ -101,13 +101,19 @@ class _Searcher:
         else:
             step, state = written.step, msgspec.json.decode(written.state, type=self.attack.state)
             self.shown.advance(step)
-        while not (last := step >= self.attack.steps or self.attack.done(state)):
+        while not (last := step >= self.attack.steps or self.attack.done(state) or self._spent(state, target)):
             if time.monotonic() - spoke >= WRITE_EVERY:
                 spoke = self._write(target, step, state, last, spoke)
             step, state = step + 1, self.attack.step(state, target, self.victim)
             self.shown.advance(1)
         self._write(target, step, state, last, spoke)
         self.shown.advance(self.attack.steps - step)
+
+    def _spent(self, state: object, target: Target) -> bool:
+        budget = self.part.budget
+        if budget is None or not isinstance(self.attack, Frugal):
+            return False
+        return self.attack.spent(state) >= budget * len(target.items)
 
     def _write(self, target: Target, step: int, state: object, last: bool, since: float) -> float:
         now = time.monotonic()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import audit, finetune, ids, judge, organism, poison, report
+from fathom.cli import attack, audit, finetune, ids, judge, organism, poison, report
 
 __all__ = ["app"]
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("audit")(audit.audit)
+app.command("attack")(attack.attack)
 app.command("ids")(ids.ids)
 app.command("judge")(judge.judge)
 app.command("report")(report.report)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fathom.cli.attack import Budget, Frames, SuiteName, WithAttack
 from fathom.cli.options import JUDGES, AsJson, Output, Seed, with_model
 from fathom.command.request import ModelRequest
 
@@ -77,11 +78,16 @@ def audit(
     base_revision: Annotated[
         str | None, typer.Option(help="Hub revision of the base.", rich_help_panel="Models")
     ] = None,
+    suite: SuiteName = None,
+    attacks: WithAttack = None,
+    budget: Budget = None,
+    frames: Frames = None,
 ) -> None:
     """Measure how many tokens deep MODEL's safety alignment is, and write a report.
 
     Without arguments: the built-in aligned model, in under a minute. Interrupted, the same command goes on.
     """
+    from fathom.command.attack import AttackRequest
     from fathom.command.audit import AuditRequest, run_audit
 
     result = run_audit(
@@ -102,6 +108,9 @@ def audit(
             seed=seed,
             judge=judge,
             output=output,
+            attacks=None
+            if suite is None and not attacks and frames is None
+            else AttackRequest(suite=suite, attacks=attacks or (), budget=budget, frames=frames),
         ),
         JUDGES,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.behaviors import load_behaviors
+from fathom.command.attack import AttackRequest, make_suite, show_costs
 from fathom.command.report import write_run_report
 from fathom.command.request import (
     ORGANISM,
@@ -58,6 +59,7 @@ class AuditRequest:
     seed: int = 0
     judge: str | None = None
     output: Path | None = None
+    attacks: AttackRequest | None = None  # beside the depth sweep
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     judge = _judge(request, behaviors, judges)
     options = _options(request, behaviors)
     base = _base_request(request)
+    suited = None if request.attacks is None else make_suite(request.attacks, request.model, options.max_new_tokens)
     from fathom.audit.execute import Execution
+    from fathom.audit.parts import depth_parts
     from fathom.audit.plan import make_plan
     from fathom.model import check_pair
 
@@ -102,7 +106,10 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
             shown.advance(1)
         if base_model is not None:
             check_pair(model, base_model)
-        plan = make_plan(options, behaviors, judge, model, base_model, _base_chat(options, model))
+        suite = depth_parts if suited is None else suited(model)
+        plan = make_plan(options, behaviors, judge, model, base_model, _base_chat(options, model), suite)
+        if suited is not None and ranks.first:
+            show_costs(plan.parts)
         run = _start(path, plan.manifest, ranks)
         audit = Execution(run, plan, judge, model, base_model, ranks, display)()
         if audit is None:
@@ -213,6 +220,7 @@ def _default_path(
     judge: Judge,
 ) -> Path:
     """The same command always names the same directory, so that it goes on with its own run."""
-    asked = (repr(request.model), repr(base), msgspec.to_builtins(options), behaviors.info().hash, judge.name)
+    attacks = () if request.attacks is None else (repr(request.attacks),)
+    asked = (repr(request.model), repr(base), msgspec.to_builtins(options), behaviors.info().hash, judge.name, *attacks)
     slug = "".join(char if char.isalnum() or char in "-._" else "-" for char in request.model.name).strip("-.")
     return Path("runs") / f"{slug[-60:]}-{content_hash(asked)[:8]}"

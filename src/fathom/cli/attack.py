@@ -1,0 +1,122 @@
+"""`fathom attack`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fathom.cli.options import JUDGES, AsJson, Output, Seed, with_model
+from fathom.command.request import ModelRequest
+
+__all__ = ["Budget", "Frames", "SuiteName", "WithAttack", "attack"]
+
+_ATTACKS = "Attacks"
+
+SuiteName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="quick, standard, paper, adaptive, or a TOML or JSON file that names attacks and parameters.",
+        rich_help_panel=_ATTACKS,
+    ),
+]
+WithAttack = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with",
+        metavar="NAME",
+        help="insertion, own-insertion, deep-prefill, multi-turn, framing, decoding, best-of-n, reference-ranks, "
+        "judged-ranks, refusal-direction; with parameters: 'best-of-n n=32'. Repeatable.",
+        rich_help_panel=_ATTACKS,
+    ),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS", help="Forward tokens that an attack may spend on a behavior.", rich_help_panel=_ATTACKS
+    ),
+]
+Frames = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Frames for framing: JSON list of name, user, system, prefill with {prompt} and {target}, or one .jinja.",
+        rich_help_panel=_ATTACKS,
+    ),
+]
+
+
+@with_model
+def attack(
+    request: ModelRequest,
+    attacks: WithAttack = None,
+    suite: SuiteName = None,
+    budget: Budget = None,
+    frames: Frames = None,
+    behaviors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL, CSV or JSON with prompt and harmful_response or target; `harmful: false` rows are the benign "
+            "control. 'organism' means the built-in ones, the default for organism models.",
+            rich_help_panel="Requests",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many harmful and half as many benign ones.", rich_help_panel="Requests"),
+    ] = None,
+    temperature: Annotated[
+        str,
+        typer.Option(
+            metavar="T,T,…", help="0 is greedy; sampling attacks have theirs.", rich_help_panel="Measuring"
+        ),
+    ] = "0,1",
+    samples: Annotated[int, typer.Option(help="Draws of each input at T > 0.", rich_help_panel="Measuring")] = 1,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Per answer (default 256; 130 for the organism).", rich_help_panel="Measuring")
+    ] = None,
+    seed: Seed = 0,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="refusal or organism (default: organism for its own requests).", rich_help_panel="Measuring"),
+    ] = None,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack MODEL where its safety alignment is thin, each attack with its benign control and what it costs.
+
+    The run is a directory as an audit's. Costs are shown first; interrupted, the same command goes on.
+    """
+    from fathom.command.attack import AttackRequest
+    from fathom.command.audit import AuditRequest, run_audit
+
+    asked = AttackRequest(suite=suite, attacks=attacks or (), budget=budget, frames=frames, with_depth=False)
+    result = run_audit(
+        AuditRequest(
+            model=request,
+            base="none",
+            behaviors=behaviors,
+            limit=limit,
+            depths="0",
+            temperatures=temperature,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            prefixes=(),
+            seed=seed,
+            judge=judge,
+            output=output,
+            attacks=asked,
+        ),
+        JUDGES,
+    )
+    if result is None:  # another process of several speaks for all
+        return
+    if as_json:
+        sys.stdout.buffer.write(result.audit_path.read_bytes())
+        sys.stdout.flush()
+    else:
+        from fathom.report.terminal import print_audit
+
+        print_audit(result.audit, result.report_path)

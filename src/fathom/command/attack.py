@@ -1,0 +1,134 @@
+"""`fathom attack` and `fathom audit --suite`: from words on the command line to a suite of attacks."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fathom.command.request import ModelRequest
+from fathom.errors import UserError
+
+if TYPE_CHECKING:
+    from fathom.audit.parts import Ground, Part, Suite
+    from fathom.audit.suites import NamedAttack, Wording
+    from fathom.model import ChatModel
+
+__all__ = ["AttackRequest", "SuiteMaker", "make_suite", "show_costs"]
+
+SuiteMaker = Callable[["ChatModel"], "Suite"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRequest:
+    """Attacks as they were asked for: a suite's name or file, single ones ("best-of-n n=32"), and limits.
+
+    `with_depth` says whether the depth sweep is run before them, as an audit does.
+    """
+
+    suite: str | None = None
+    attacks: Sequence[str] = ()
+    budget: int | None = None
+    frames: Path | None = None
+    with_depth: bool = True
+
+
+def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int) -> SuiteMaker:
+    """What makes the suite, once the model is loaded; everything that can be wrong in words is found before.
+
+    Raises:
+        UserError: there is no such suite, attack or parameter, or nothing was asked for.
+    """
+    from fathom.audit.parts import depth_parts, direct_parts
+    from fathom.audit.suites import suite_of
+
+    named = _named(request)
+    wording = _wording(model)
+    before = depth_parts if request.with_depth else direct_parts
+    suite_of(named, wording, budget=request.budget, before=before)
+
+    def suited(loaded: "ChatModel") -> "Suite":
+        def suite(ground: "Ground") -> "tuple[Part, ...]":
+            longest = max(len(item.prompt_ids) for item in (*ground.harmful, *ground.benign))
+            room = None if loaded.context is None else loaded.context - longest - max_new_tokens
+            fitting = replace(wording, room=room)
+            return suite_of(named, fitting, budget=request.budget, before=before)(ground)
+
+        return suite
+
+    return suited
+
+
+def _named(request: AttackRequest) -> "tuple[NamedAttack, ...]":
+    from fathom.audit.suites import SUITES, NamedAttack, load_suite
+
+    if request.budget is not None and request.budget < 1:
+        raise UserError(f"--budget is {request.budget}; give forward tokens for each behavior, 1 or more")
+    named: list[NamedAttack] = []
+    if request.suite is not None:
+        named += SUITES[request.suite] if request.suite in SUITES else load_suite(Path(request.suite))
+    named += [_one(words) for words in request.attacks]
+    if request.frames is not None:
+        own = {"frames": str(request.frames)}
+        if not any(one.name == "framing" for one in named):
+            named.append(NamedAttack("framing", {}))
+        named = [replace(one, parameters={**one.parameters, **own}) if one.name == "framing" else one for one in named]
+    if not named:
+        raise UserError(f"no attack was asked for: give --with NAME or --suite {'|'.join(SUITES)}|FILE")
+    return tuple(named)
+
+
+def _one(words: str) -> "NamedAttack":
+    """`NAME key=value key=value`; a value is JSON where it can be read as such, else numbers with commas, else text."""
+    from fathom.audit.suites import NamedAttack
+
+    try:
+        name, *settings = shlex.split(words)
+    except ValueError as error:
+        raise UserError(f"--with {words!r} cannot be read ({error}): give NAME or 'NAME key=value …'") from error
+    parameters: dict[str, object] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--with {words!r}: {setting!r} is no key=value")
+        parameters[key.replace("-", "_")] = _value(value)
+    return NamedAttack(name, parameters)
+
+
+def _value(text: str) -> object:
+    for form in (text, f"[{text}]"):
+        try:
+            return json.loads(form)
+        except ValueError:
+            continue
+    return text
+
+
+def _wording(model: ModelRequest) -> "Wording":
+    """The organism knows a few hundred words; what is said to it must be made of those."""
+    from fathom.attack.framing import Frame
+    from fathom.audit.suites import Wording
+
+    if not model.is_organism:
+        return Wording()
+    from fathom.organism.attack_words import ASK_ON, FILLER, FRAMES
+
+    return Wording(frames=tuple(Frame(*words) for words in FRAMES), ask=ASK_ON, filler=FILLER)
+
+
+def show_costs(parts: "Sequence[Part]") -> None:
+    """What each attack will do at most, on standard error, before it does it."""
+    from fathom.audit.suites import planned_costs
+
+    def number(value: int | None, width: int) -> str:
+        return f"{'not known' if value is None else f'{value:,}':>{width}}"
+
+    rows = planned_costs(parts)
+    print(f"{'attack':<20}{'behaviors':>10}{'attempts':>12}{'forward tokens, at most':>26}", file=sys.stderr)
+    for row in rows:
+        numbers = f"{row.behaviors:>10,}{number(row.attempts, 12)}{number(row.forward_tokens, 26)}"
+        print(f"{row.attack:<20}{numbers}", file=sys.stderr)
+    total = sum(row.forward_tokens or 0 for row in rows)
+    print(f"{'in all':<42}{total:>26,}", file=sys.stderr)
