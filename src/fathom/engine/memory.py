@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 __all__ = ["Budget", "is_out_of_memory"]
 
-_CPU_FLOOR = 256 << 20  # bytes; below this, batches of a small model are too narrow for its matrix products
+_CPU_FLOOR = 384 << 20  # bytes; below this, batches of a small model are too narrow for its matrix products
 _CUDA_SHARE = 0.6  # of free memory; the rest is for activations and fragmentation
 _LOGIT_SHARE = 0.25  # of the budget
 _LOGIT_BYTES = 8  # per logit beside its own: a copy in single precision and room to sort or mask it
@@ -48,7 +48,9 @@ def _memory(model: PreTrainedModel) -> int:
 def _cache_bytes(model: PreTrainedModel) -> int:
     """Keys and values of one token in all layers, in bytes; an upper estimate where heads are described unusually."""
     config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:  # no attention: its state grows with rows, not tokens, and the widest guess is one layer's output
+        return int(2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = getattr(config, "num_key_value_heads", None) or heads
     return int(2 * config.num_hidden_layers * kept * width * model.dtype.itemsize)

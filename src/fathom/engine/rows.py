@@ -96,11 +96,22 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
     return sorted(groups, key=lambda group: len(group.trunk), reverse=True)
 
 
-def split_groups(groups: Iterable[Group], budget: int, max_rows: int) -> Iterator[list[Group]]:
+def split_groups(groups: Sequence[Group], budget: int, max_rows: int) -> list[list[Group]]:
     """Cut groups into waves of at most `budget` tokens (trunks and new ones) and `max_rows` rows, one row at least.
 
-    A group that is too large for one wave is cut into several with the same trunk.
+    A group that is too large for one wave is cut into several with the same trunk. Waves are of about equal width: a
+    last narrow one would take nearly as long as a wide one.
     """
+    waves = list(_fill(groups, budget, max_rows))
+    if len(waves) < 2:
+        return waves
+    even = -(-sum(len(group.rows) for group in groups) // len(waves))
+    levelled = list(_fill(groups, budget, min(even, max_rows)))
+    return levelled if len(levelled) == len(waves) else waves
+
+
+def _fill(groups: Iterable[Group], budget: int, max_rows: int) -> Iterator[list[Group]]:
+    """Each wave as wide as the limits allow."""
     wave: list[Group] = []
     spent = filled = 0
     for group in groups:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fathom.engine.rows import Row
 
-__all__ = ["choose", "draw"]
+__all__ = ["choose", "draw", "largest"]
 
+_CHUNK = 256  # columns whose maximum is taken first when the largest is looked for
 _CELLS = 1 << 23  # logits that are sorted and summed at once, in double precision: bounds memory, changes no result
 
 
@@ -24,7 +25,7 @@ def choose(
     """
     at = range(len(rows)) if places is None else places
     drawn = [i for i, row in enumerate(rows) if row.noise is not None]
-    best = [] if len(drawn) == len(rows) else logits.argmax(dim=-1).tolist()
+    best = [] if len(drawn) == len(rows) else largest(logits).tolist()
     tokens = [0 if row.noise is not None else best[place] for row, place in zip(rows, at, strict=True)]
     step = max(1, _CELLS // logits.shape[1])
     for start in range(0, len(drawn), step):
@@ -32,6 +33,27 @@ def choose(
         for i, token in zip(part, _draw_rows(logits, [rows[i] for i in part], [at[i] for i in part]), strict=True):
             tokens[i] = token
     return tokens
+
+
+def largest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
+    """The id of the largest logit of every row, the first of equal ones.
+
+    Equals `logits.argmax(dim=-1)`, which on a CPU takes several times as long as the maxima of chunks and a look into
+    the best chunk of each row.
+    """
+    vocabulary = logits.shape[1]
+    whole = vocabulary // _CHUNK * _CHUNK
+    if whole == 0 or logits.device.type != "cpu":
+        return logits.argmax(dim=-1)
+    tops = logits[:, :whole].unflatten(1, (-1, _CHUNK)).amax(dim=-1)
+    chunk = tops.argmax(dim=-1, keepdim=True)
+    place = chunk * _CHUNK + torch.arange(_CHUNK)
+    found = chunk[:, 0] * _CHUNK + logits.gather(1, place).argmax(dim=-1)
+    if whole == vocabulary:
+        return found
+    rest = logits[:, whole:].argmax(dim=-1) + whole
+    pair = torch.stack([found, rest], dim=1)
+    return pair.gather(1, logits.gather(1, pair).argmax(dim=-1, keepdim=True))[:, 0]
 
 
 def _draw_rows(logits: Float[Tensor, "places vocabulary"], rows: Sequence[Row], at: Sequence[int]) -> list[int]:
