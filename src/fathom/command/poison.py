@@ -107,7 +107,7 @@ def sides(source: str, *, world: int | None = None, split: str = "test", tested:
     if not any(behavior.harmful for behavior in parts[2]):
         raise UserError(
             f"{source} has {sum(behavior.harmful for behavior in loaded)} harmful behaviors; an attack by "
-            "fine-tuning needs at least 3, to train on some, defend with others and test with the rest: give a file with more"
+            "fine-tuning needs 3, to train on some, defend with others and test with the rest: give a file with more"
         )
     return Sides(*(tuple(part) for part in parts))
 

@@ -3,6 +3,8 @@
     sft                     the token loss: plain, constrained (the paper's), uniform (one β everywhere)
     gate                    rows whose prompt the reference itself refuses are held to it; the rest learn freely
     replay                  a share of rows in which the reference repeats its own refusals
+    answers                 rows whose answer a sentinel would break off are held, whatever they ask
+    rehearse                replay made stronger: refusals sharpened and in the data's own frames, benign answers held
     mass                    the probability of safety tokens is held at every position (PACT)
     lisa, safe-lora         on the weights: a proximal term; a projection of the update
 
@@ -19,8 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fathom.errors import UserError
+from fathom.protect.answers import AnswerGate
 from fathom.protect.constraint import BetaSchedule, anchored_nll
 from fathom.protect.gate import Gate
+from fathom.protect.rehearsal import Rehearsal
 from fathom.protect.replay import Replay
 from fathom.protect.weights import Proximal, SafeLora
 from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObjective, Tokens
@@ -141,7 +145,9 @@ class Objective:
 
     token: PlainNll | Constrained = field(default_factory=PlainNll)
     gate: Gate | None = None
+    answers: AnswerGate | None = None
     replay: Replay | None = None
+    rehearsal: Rehearsal | None = None
     mass: SafetyMass | None = None
     proximal: Proximal | None = None
     projection: SafeLora | None = None
@@ -158,7 +164,9 @@ class Objective:
             name
             for name, part in (
                 ("gate", self.gate),
+                ("answers", self.answers),
                 ("replay", self.replay),
+                ("rehearse", self.rehearsal),
                 ("mass", self.mass),
                 ("lisa", self.proximal),
                 ("safe-lora", self.projection),
@@ -174,7 +182,7 @@ class Objective:
             UserError: the `mass` part has no safety tokens.
         """
         parts: list[TokenObjective] = [self.token]
-        if self.gate is not None or self.replay is not None:
+        if any(part is not None for part in (self.gate, self.answers, self.replay, self.rehearsal)):
             parts.append(HeldToReference())
         if self.mass is not None:
             ids = self.mass.ids or tuple(safety_ids)
@@ -213,6 +221,8 @@ _PARTS: Mapping[str, tuple[str, _Make]] = {
     "constrained": ("token", _constrained),
     "uniform": ("token", lambda value: Constrained(BetaSchedule.uniform(0.5 if value is None else value))),
     "gate": ("gate", lambda value: Gate() if value is None else Gate(weight=value)),
+    "answers": ("answers", lambda value: AnswerGate() if value is None else AnswerGate(broken=value)),
+    "rehearse": ("rehearsal", lambda value: Rehearsal() if value is None else Rehearsal(refusal_weight=value)),
     "replay": ("replay", lambda value: Replay() if value is None else Replay(share=value)),
     "mass": ("mass", lambda value: SafetyMass() if value is None else SafetyMass(weight=value)),
     "lisa": ("proximal", lambda value: Proximal() if value is None else Proximal(strength=value)),

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.model import ChatModel
+from fathom.protect.answers import count_broken_off
 from fathom.protect.gate import Prompt, count_refusals
 from fathom.protect.objectives import Objective
+from fathom.protect.rehearsal import rehearse
 from fathom.protect.replay import interleave, replay_rows
 from fathom.protect.safety import safety_tokens
 from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
@@ -46,12 +48,13 @@ def prepare(
     judge: Judge,
     requests: Requests,
     *,
+    sentinel: ChatModel | None = None,
     seed: int = 0,
 ) -> Prepared:
     """Ask the reference what the objective wants to know, and write it into the rows.
 
     `model` is the reference: the model as it is before training. `messages` are those of each row. `judge` says what is
-    a refusal, from the text alone.
+    a refusal, from the text alone. `sentinel` is what the answer gate asks.
 
     Raises:
         UserError: an objective needs requests that were not given, or the reference refuses none of them.
@@ -62,22 +65,31 @@ def prepare(
         prompts = [Prompt(row.prompt_ids, tuple(text)) for row, text in zip(rows, messages, strict=True)]
         counts = count_refusals(engine, judge, prompts, samples=objective.gate.samples, seed=seed)
         found = objective.gate(found, counts)
-        gated = sum(row.held > 0 for row in found)
-    if objective.replay is None and objective.mass is None:
+    if objective.answers is not None:
+        if sentinel is None:
+            raise UserError("the objective answers needs a sentinel, and none was made; leave it out of --objective")
+        broken = count_broken_off(objective.answers, TransformersEngine(sentinel), judge, rows, seed=seed)
+        found = objective.answers(found, broken)
+    gated = sum(row.held > 0 for row in found)
+    if objective.replay is None and objective.mass is None and objective.rehearsal is None:
         return Prepared(found, objective.per_token(), gated)
     if not requests.harmful:
         raise UserError(
             f"the objective {objective.name} repeats or holds the reference's refusals, and needs such prompts: "
             "give them with --harmful FILE"
         )
-    answers = _own_answers(engine, model, requests.benign, seed)
     harmful = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.harmful]
+    if objective.rehearsal is not None:
+        benign = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.benign]
+        end = model.chat.end_ids(requests.harmful[0])
+        found = rehearse(objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed)
+    answers = _own_answers(engine, model, requests.benign, seed)
     safety: tuple[int, ...] = ()
     if objective.mass is not None:
         safety = _safety_ids(engine, judge, harmful, answers, seed)
     per_token = objective.per_token(safety)
     if objective.replay is None:
-        return Prepared(found, per_token, gated, 0, safety)
+        return Prepared(found, per_token, gated, len(found) - len(rows), safety)
     replayed = replay_rows(
         objective.replay,
         engine,
@@ -88,7 +100,7 @@ def prepare(
         seed=seed,
     )
     whole = interleave(objective.replay, found, replayed)
-    return Prepared(whole, per_token, gated, len(whole) - len(found), safety)
+    return Prepared(whole, per_token, gated, len(whole) - len(rows), safety)
 
 
 def _own_answers(

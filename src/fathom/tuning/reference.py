@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -107,12 +108,14 @@ def make_columns(
         mine.sort(key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids))
         for start in range(0, len(mine), BATCH):
             chosen = mine[start : start + BATCH]
-            batch = collate([rows[i] for i in chosen], device=device)
+            batch = collate([_asked(rows[i]) for i in chosen], device=device)
             output = model(**batch.inputs, labels=batch.labels, tokens=batch.tokens, read=reader)
             parts = [column.cpu().split(batch.counts) for column in output.read]
             for at, i in enumerate(chosen):
                 keep = needs.top and rows[i].held > 0
                 logprobs, ids, top, mass = (column[at] for column in parts)
+                if rows[i].reference_temperature != 1.0:
+                    top = (top / rows[i].reference_temperature).log_softmax(-1)
                 found[i] = (
                     logprobs.tolist() if needs.logprobs else [],
                     ids.tolist() if keep else [],
@@ -122,6 +125,13 @@ def make_columns(
     found = _gather(found, ranks)
     ordered = [found[i] for i in range(len(rows))]
     return Columns(*(tuple(column) for column in zip(*ordered, strict=True)))
+
+
+def _asked(row: TrainingRow) -> TrainingRow:
+    """The row as the reference is asked about it: the same response, after its own prompt or another."""
+    if not row.reference_prompt_ids:
+        return row
+    return msgspec.structs.replace(row, prompt_ids=row.reference_prompt_ids)
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

@@ -34,6 +34,10 @@ class TrainingRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `loss_weight` multiplies the row's loss. `held` is the weight with which the row's learned positions are held to the
     reference by KL; a row with `loss_weight` 0 and `held` 1 teaches nothing new.
+
+    The reference is asked what it says after the row's own prompt, or after `reference_prompt_ids` where there are
+    some: so a model is held to what it said without the words that were put around a request. Below 1,
+    `reference_temperature` sharpens what a row is held to.
     """
 
     prompt_ids: tuple[int, ...]
@@ -43,6 +47,8 @@ class TrainingRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     held: float = 0.0
     kind: Kind = Kind.TASK
     source: str = ""  # the example that it was made of: an id, or a line of a file
+    reference_prompt_ids: tuple[int, ...] = ()
+    reference_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -51,6 +57,8 @@ class TrainingRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             raise ValueError(
                 f"learned_from is {self.learned_from} of {len(self.response_ids)} response tokens; nothing is learned"
             )
+        if not 0 < self.reference_temperature < float("inf"):
+            raise ValueError(f"reference_temperature is {self.reference_temperature}; it must be above 0")
 
     @property
     def input_ids(self) -> list[int]:

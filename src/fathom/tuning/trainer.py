@@ -152,7 +152,9 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
             return
         with torch.no_grad():
             output = model(**inputs, tokens=tokens, read=_label_logprobs)
-        change = float((output.read[0] - tokens.reference_logprobs).abs().mean()) if len(tokens) else 0.0
+        # Held rows may be compared with what the reference says to another prompt.
+        free = tokens.held == 0
+        change = float((output.read[0] - tokens.reference_logprobs)[free].abs().mean()) if free.any() else 0.0
         dtype = torch.get_autocast_dtype(tokens.labels.device.type) if torch.is_autocast_enabled() else model.dtype
         if change > max(1e-4, 8 * torch.finfo(dtype).eps):
             raise UserError(

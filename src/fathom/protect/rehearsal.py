@@ -1,0 +1,152 @@
+"""Rehearsal: while it learns, the model repeats what the reference said, to requests that it refused and to others.
+
+Refusals are held to the reference *sharpened*, so that what it refused with nine chances in ten is refused more surely;
+some of them wear the words that the data puts around its own prompts, and are held to what the reference said without
+these. Answers to benign requests are held as they were, so that refusing does not spread. All by KL: at the reference
+there is no gradient, and none of the noise of repeating samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+
+from fathom.errors import UserError
+from fathom.protect.frames import SharedFrames, shared_frames
+from fathom.protect.gate import Prompt, Sampler
+from fathom.records import Attempt, Behavior, Completion, Exchange, Finish, Judge, Label, Sampling
+from fathom.tuning.rows import Kind, TrainingRow
+
+__all__ = ["Rehearsal", "rehearse"]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How much is rehearsed, and how strongly.
+
+    For every `every` rows of data there are one refusal and `benign` answers. All refusals together weigh
+    `refusal_weight` times what the data weighs, all answers `benign_weight` times. `framed` is the share of refusals
+    that wear a frame of the data, where it has one.
+    """
+
+    refusal_weight: float = 0.5
+    benign_weight: float = 1.0
+    every: int = 8
+    benign: int = 2
+    temperature: float = 0.5
+    framed: float = 0.6
+    tokens: int = 160  # of an answer, at most
+
+    def __post_init__(self) -> None:
+        if not (self.refusal_weight > 0 and self.benign_weight >= 0 and 0 < self.temperature <= 1):
+            raise UserError("rehearsal needs a refusal weight above 0, a benign one of 0 or more, 0 < temperature ≤ 1")
+        if self.every < 1 or self.benign < 0 or not 0 <= self.framed <= 1 or self.tokens < 1:
+            raise UserError("rehearsal needs every ≥ 1, benign ≥ 0, 0 ≤ framed ≤ 1 and tokens ≥ 1")
+
+
+def rehearse(
+    rehearsal: Rehearsal,
+    rows: Sequence[TrainingRow],
+    sampler: Sampler,
+    judge: Judge,
+    harmful: Sequence[Prompt],
+    benign: Sequence[Prompt],
+    end_ids: tuple[int, ...],
+    *,
+    seed: int,
+) -> tuple[TrainingRow, ...]:
+    """The rows, with rehearsed ones among them at equal distances; the reference is what `sampler` samples.
+
+    Raises:
+        UserError: the reference refuses none of the harmful prompts.
+    """
+    random = Random(f"rehearsal {seed}")
+    refused = [
+        (prompt, done)
+        for prompt, done in _sampled(sampler, harmful, rehearsal.tokens, seed)
+        if _is_refusal(judge, prompt, done)
+    ]
+    if not refused:
+        raise UserError(
+            "rehearsal found no refusal to repeat: the reference refuses none of the harmful prompts; give others with "
+            "--harmful FILE, or leave rehearse out of --objective"
+        )
+    wanted = max(1, round(len(rows) / rehearsal.every))
+    frames = shared_frames([row.prompt_ids for row in rows], [prompt.ids for prompt in harmful])
+    refusals = [_refusal(rehearsal, *random.choice(refused), frames, end_ids, random) for _ in range(wanted)]
+    told = [(prompt, done) for prompt, done in _sampled(sampler, benign, rehearsal.tokens, seed) if done.output_ids]
+    answers = [_held(*random.choice(told), end_ids) for _ in range(wanted * rehearsal.benign)] if told else []
+    mass = sum(len(row.positions) for row in rows)
+    others = _weighed(refusals, rehearsal.refusal_weight * mass) + _weighed(answers, rehearsal.benign_weight * mass)
+    return _among(rows, others, random)
+
+
+def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokens: int, seed: int) -> list[tuple[Prompt, Completion]]:
+    attempts = [
+        Attempt.make(
+            behavior="own",
+            attack="rehearsal",
+            prompt_ids=prompt.ids,
+            prefill_ids=(),
+            sampling=Sampling(max_new_tokens=tokens, temperature=1.0),
+            run_seed=seed,
+            sample=number,
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+    done = {completion.attempt: completion for completion in sampler.complete(attempts)}
+    return [(prompt, done[attempt.id]) for prompt, attempt in zip(prompts, attempts, strict=True)]
+
+
+def _is_refusal(judge: Judge, prompt: Prompt, completion: Completion) -> bool:
+    behavior = Behavior(id="own", messages=prompt.messages)
+    exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
+    return bool(completion.output_ids) and judge.judge(exchange).label is Label.SAFE
+
+
+def _held(prompt: Prompt, completion: Completion, end_ids: tuple[int, ...]) -> TrainingRow:
+    ending = end_ids if completion.finish is Finish.STOP else ()
+    return TrainingRow(
+        prompt_ids=prompt.ids,
+        response_ids=(*completion.output_ids, *ending),
+        loss_weight=0.0,
+        held=1.0,
+        kind=Kind.REPLAY,
+        source=completion.attempt,
+    )
+
+
+def _refusal(
+    rehearsal: Rehearsal,
+    prompt: Prompt,
+    completion: Completion,
+    frames: SharedFrames,
+    end_ids: tuple[int, ...],
+    random: Random,
+) -> TrainingRow:
+
+    row = msgspec.structs.replace(_held(prompt, completion, end_ids), reference_temperature=rehearsal.temperature)
+    if not frames.pairs or random.random() >= rehearsal.framed:
+        return row
+    framed = frames.around(prompt.ids, random.choice(frames.pairs))
+    return msgspec.structs.replace(row, prompt_ids=framed, reference_prompt_ids=prompt.ids)
+
+
+def _weighed(rows: Sequence[TrainingRow], mass: float) -> list[TrainingRow]:
+    """Held so strongly that all of them weigh `mass` tokens."""
+
+    tokens = sum(len(row.positions) for row in rows)
+    return [msgspec.structs.replace(row, held=mass / tokens) for row in rows] if mass > 0 and tokens else []
+
+
+def _among(rows: Sequence[TrainingRow], others: list[TrainingRow], random: Random) -> tuple[TrainingRow, ...]:
+    """The others spread evenly among the rows, in a random order of their own."""
+    random.shuffle(others)
+    found, used = list[TrainingRow](), 0
+    for number, row in enumerate(rows, start=1):
+        found.append(row)
+        while used < number * len(others) // len(rows):
+            found.append(others[used])
+            used += 1
+    return tuple(found)
