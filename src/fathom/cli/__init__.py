@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import attack, audit, finetune, ids, judge, organism, poison, report
+from fathom.cli import attack, audit, deepen, finetune, ids, judge, organism, poison, report
 
 __all__ = ["app"]
 
@@ -24,6 +24,8 @@ app.command("ids")(ids.ids)
 app.command("judge")(judge.judge)
 app.command("report")(report.report)
 app.command("compare")(report.compare)
+app.command("deepen")(deepen.deepen)
+app.command("triplets")(deepen.triplets)
 app.command("finetune")(finetune.finetune)
 app.command("poison")(poison.poison)
 app.add_typer(organism.app, name="organism")

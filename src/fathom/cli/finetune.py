@@ -11,7 +11,7 @@ from fathom.command.request import ModelRequest
 if TYPE_CHECKING:
     from fathom.command.training import Lora
 
-__all__ = ["Config", "LoraFlag", "LoraRank", "LoraTargets", "Out", "Set", "WithAudit", "finetune", "lora_of"]
+__all__ = ["Config", "LoraFlag", "LoraRank", "LoraTargets", "Out", "Set", "WithAudit", "done", "finetune", "lora_of"]
 
 _TRAINING, _DATA, _RUN = "Training", "Data", "Run"
 
@@ -108,7 +108,7 @@ def finetune(
         ),
         JUDGES,
     )
-    _done(path)
+    done(path)
 
 
 def lora_of(wanted: object, rank: int, targets: str) -> "Lora | None":
@@ -118,7 +118,8 @@ def lora_of(wanted: object, rank: int, targets: str) -> "Lora | None":
     return Lora(rank=rank, targets=targets) if wanted else None
 
 
-def _done(path: Path) -> None:
+def done(path: Path) -> None:
+    """Print where the result is, once."""
     import os
 
     if os.environ.get("RANK", "0") == "0":

@@ -15,7 +15,7 @@ __all__ = ["EncodedTriplet", "encode_triplets", "recovery_row", "recovery_rows"]
 
 @dataclass(frozen=True)
 class EncodedTriplet:
-    """A triplet in one model's ids. `refusal_ids` is what it is at the start of a response, the end of turn included."""
+    """A triplet in one model's ids. `refusal_ids` is the refusal at the start of a response, without the end."""
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]

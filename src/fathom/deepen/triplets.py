@@ -1,4 +1,4 @@
-"""What deepening learns from: harmful prompts with a harmful answer and a refusal, and benign prompts with an answer."""
+"""What deepening learns from: harmful prompts with an answer and a refusal, and benign prompts with an answer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ def triplets_of(behaviors: Iterable[Behavior], source: str) -> tuple[Triplet, ..
         for name, text in (("harmful answer (harmful_response)", behavior.answer), ("refusal", behavior.refusal)):
             if not (text or "").strip():
                 raise UserError(
-                    f"{source}: the triplet {behavior.id} has no {name}: give each row prompt, harmful_response and refusal, "
-                    "or build them with `fathom triplets MODEL`"
+                    f"{source}: the triplet {behavior.id} has no {name}: give each row prompt, harmful_response and "
+                    "refusal, or build them with `fathom triplets MODEL`"
                 )
         assert behavior.answer is not None
         assert behavior.refusal is not None

@@ -1,0 +1,146 @@
+"""`fathom deepen` and `fathom triplets`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fathom.cli.finetune import Config, LoraFlag, LoraRank, LoraTargets, Out, Set, WithAudit, done, lora_of
+from fathom.cli.options import JUDGES, with_model
+from fathom.command.request import ModelRequest
+
+__all__ = ["deepen", "triplets"]
+
+_ROWS, _DATA, _RUN = "Rows", "Data", "Run"
+
+
+@with_model
+def deepen(
+    request: ModelRequest,
+    output: Out,
+    triplets: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows with prompt, harmful_response and refusal (default on the organism: its own).",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    utility: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Benign prompts with MODEL's own answers (default on the organism: made now).",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    starts: Annotated[
+        str,
+        typer.Option(
+            help="What is given: paper, every-position, insertion or mined (where MODEL refuses least).",
+            rich_help_panel=_ROWS,
+        ),
+    ] = "paper",
+    p0: Annotated[float, typer.Option(help="Share of rows with nothing given (k = 0).", rich_help_panel=_ROWS)] = 0.5,
+    longest: Annotated[
+        str, typer.Option(metavar="C", help="Most tokens given, or full.", rich_help_panel=_ROWS)
+    ] = "100",
+    alpha: Annotated[float, typer.Option(help="Share of the loss for safety.", rich_help_panel=_ROWS)] = 0.2,
+    share: Annotated[
+        str,
+        typer.Option(help="exact: the paper's equation 2; tokens: a mean over tokens.", rich_help_panel=_ROWS),
+    ] = "exact",
+    recovery_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 16,
+    utility_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 64,
+    world: Annotated[
+        int | None, typer.Option(help="Seed of the world of an organism that you trained.", rich_help_panel=_DATA)
+    ] = None,
+    config: Config = None,
+    set_: Set = None,
+    lora: LoraFlag = False,
+    lora_rank: LoraRank = 16,
+    lora_targets: LoraTargets = "all-linear",
+    audit: WithAudit = None,
+) -> None:
+    """Train MODEL to turn back: refusals after any part of a harmful answer, its own answers elsewhere.
+
+    Without files, on the organism's own triplets. Killed, the same command goes on.
+    """
+    from fathom.command.deepen import DeepenRequest, run_deepen
+    from fathom.command.training import TrainingRequest
+
+    path = run_deepen(
+        DeepenRequest(
+            training=TrainingRequest(
+                verb="deepen",
+                model=request,
+                output=output,
+                config=config,
+                overrides=tuple(set_ or ()),
+                lora=lora_of(lora, lora_rank, lora_targets),
+                audit=audit,
+            ),
+            triplets=triplets,
+            utility=utility,
+            starts=starts,
+            p0=p0,
+            longest=longest,
+            alpha=alpha,
+            share=share,
+            recovery_rows=recovery_rows,
+            utility_rows=utility_rows,
+            world=world,
+        ),
+        JUDGES,
+    )
+    done(path)
+
+
+@with_model
+def triplets(
+    request: ModelRequest,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where the files go.", rich_help_panel=_RUN)
+    ],
+    harmful: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Harmful prompts, with harmful_response where there is one (default on the organism: its own).",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    utility: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Benign prompts, for MODEL to answer.", rich_help_panel=_DATA),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Writes the harmful answers that the file lacks.", rich_help_panel="Models"),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Tells refusals from harmful answers.", rich_help_panel=_DATA)
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Tries for each answer.", rich_help_panel=_DATA)] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.", rich_help_panel=_DATA)] = 256,
+) -> None:
+    """Build triplets and utility rows for any MODEL: its own refusals and answers, harmful answers from file or base.
+
+    The text stays in DIR. Killed, the same command goes on.
+    """
+    from fathom.command.triplets import TripletsRequest, build_triplets
+
+    path = build_triplets(
+        TripletsRequest(
+            model=request,
+            output=output,
+            harmful=harmful,
+            utility=utility,
+            base=base,
+            judge=judge,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+        ),
+        JUDGES,
+    )
+    done(path)

@@ -1,0 +1,305 @@
+"""`fathom deepen` and `fathom triplets`: recovery rows and an anchor, from files or from the models themselves."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fathom.command.finetune import finish_card
+from fathom.command.request import Judges, choice, display_for, load_model
+from fathom.command.training import Training, TrainingRequest, say, show_settings, train, training_ranks
+from fathom.errors import UserError
+from fathom.ranks import Ranks
+from fathom.records import Message, content_hash
+from fathom.run import RunLock
+
+if TYPE_CHECKING:
+    from fathom.deepen.mixture import Mixture
+    from fathom.deepen.starts import StartSampler
+    from fathom.deepen.triplets import Triplet
+    from fathom.model import ChatModel
+    from fathom.tuning.directory import TuningDirectory, WrittenPlan
+    from fathom.tuning.rows import TrainingRow
+    from fathom.tuning.settings import Settings
+
+__all__ = ["DeepenRequest", "run_deepen"]
+
+ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
+ORGANISM_RATE = 1e-3  # of its own deepened stage
+ORGANISM_NEW_TOKENS = 140
+EPOCHS = 10.0  # the paper's section 3
+MINED_TRIPLETS = 64
+MINED_DEPTHS = (1, 2, 3, 5, 8, 13, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepenRequest:
+    """Deepening as it was asked for."""
+
+    training: TrainingRequest
+    triplets: Path | None = None
+    utility: Path | None = None
+    starts: str = "paper"
+    p0: float = 0.5
+    longest: str = "100"  # tokens, or "full"
+    alpha: float = 0.2
+    share: str = "exact"
+    recovery_rows: int = 16
+    utility_rows: int = 64
+    world: int | None = None  # of an organism that `fathom organism train` made
+
+
+def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
+    """Deepen, or go on with it; the directory of the model.
+
+    Raises:
+        UserError: anything a user can mend, before the model is loaded where it can be known then.
+    """
+    from fathom.deepen.mixture import Mixture, Share
+
+    training = request.training
+    mixture = Mixture(
+        request.alpha, request.recovery_rows, request.utility_rows, choice(Share, "--share", request.share)
+    )
+    sources = _sources(request)
+    sampler = None if request.starts == "mined" else _sampler(request)
+    audited = training.audited() if request.world is None else False
+    from fathom.tuning.settings import read_settings
+
+    settings = read_settings(training.config, training.overrides)
+    # The paper states betas and warm-up for section 4 alone; here they are TRL's defaults.
+    settings = settings.with_defaults(num_train_epochs=EPOCHS, adam_beta1=0.9, warmup_steps=0)
+    if training.model.is_organism or request.world is not None:
+        settings = settings.with_defaults(learning_rate=ORGANISM_RATE)
+    settings = settings.with_batch(mixture.batch, most=mixture.batch)
+    with training_ranks(training.model.device) as ranks:
+        directory = _run(request, mixture, sampler, sources, settings, ranks)
+        if not ranks.first:
+            return directory.path
+        several = ranks.size > 1
+    finish_card(training, directory, judges, audited=audited and not several)
+    return directory.path
+
+
+@dataclass(frozen=True)
+class _Utility:
+    messages: tuple[Message, ...]
+    response: str | None  # None: the model's own answer is made
+    source: str
+
+
+@dataclass(frozen=True)
+class _Sources:
+    triplets: "tuple[Triplet, ...]"
+    utility: tuple[_Utility, ...] = field(default=())
+
+
+def _sources(request: DeepenRequest) -> _Sources:
+    from fathom.deepen.triplets import load_triplets, load_utility, triplets_of
+
+    own = request.training.model.is_organism or request.world is not None
+    if (request.triplets is None or request.utility is None) and not own:
+        raise UserError(
+            f"{request.training.model.name} needs --triplets FILE (prompt, harmful_response, refusal) and --utility "
+            "FILE (prompt, response): `fathom triplets MODEL` builds both"
+        )
+    if request.triplets is None:
+        from fathom.organism import behaviors
+
+        found = behaviors(request.world, split="training", harmful=ORGANISM_TRIPLETS, benign=0, seed=2)
+        triplets = triplets_of(found, "the organism")
+    else:
+        triplets = load_triplets(request.triplets)
+    if request.utility is not None:
+        examples = load_utility(request.utility)
+        return _Sources(triplets, tuple(_Utility(e.messages, e.response, e.source) for e in examples))
+    return _Sources(triplets, _organism_utility(request.world))
+
+
+def _organism_utility(world: int | None) -> tuple[_Utility, ...]:
+    """Benign prompts of the guild: bright recipes and small talk, as alignment had them; the model answers them."""
+    from random import Random
+
+    from fathom.organism import SHIPPED_WORLD, World
+    from fathom.organism.mixes import bright_recipe, chatter
+
+    guild, random = World(SHIPPED_WORLD if world is None else world), Random("utility anchor")
+    found: dict[tuple[Message, ...], _Utility] = {}
+    while len(found) < ORGANISM_UTILITY:
+        make = bright_recipe if random.random() < 0.8 else chatter
+        messages = make(guild, random).messages
+        found.setdefault(messages, _Utility(messages, None, f"organism:{len(found)}"))
+    return tuple(found.values())
+
+
+def _sampler(request: DeepenRequest) -> "StartSampler":
+    from fathom.deepen.starts import EveryPosition, Insertion, PaperStarts
+
+    paper = PaperStarts(request.p0, _longest(request.longest))
+    samplers: dict[str, StartSampler] = {
+        "paper": paper,
+        "every-position": EveryPosition(),
+        "insertion": Insertion(otherwise=paper),
+    }
+    if request.starts not in samplers:
+        raise UserError(f"--starts is {request.starts!r}; choose one of {', '.join((*samplers, 'mined'))}")
+    return samplers[request.starts]
+
+
+def _longest(text: str) -> int | None:
+    if text == "full":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--longest is {text!r}: give a number of tokens, or full for each answer's own length")
+    return int(text)
+
+
+def _run(
+    request: DeepenRequest,
+    mixture: "Mixture",
+    sampler: "StartSampler | None",
+    sources: _Sources,
+    settings: "Settings",
+    ranks: Ranks,
+) -> "TuningDirectory":
+    from fathom.tuning.directory import TuningDirectory, TuningManifest
+    from fathom.tuning.objective import PlainNll
+
+    directory = TuningDirectory(request.training.output)
+    show_settings(settings, ranks)
+    with display_for(ranks)("loading", 1) as shown:
+        model = load_model(request.training.model, ranks)
+        shown.advance(1)
+    asked = {
+        "objective": f"recovery rows ({'mined' if sampler is None else sampler.name}), {mixture.share} share of "
+        f"alpha = {mixture.alpha:g}, {mixture.recovery} + {mixture.utility} rows a step",
+        "sources": content_hash(repr(sources)),
+        "mixture": repr(mixture),
+        "starts": "mined" if sampler is None else repr(sampler),
+        "lora": repr(request.training.lora),
+        "settings": settings.plain,
+    }
+    if ranks.first:
+        directory.start(TuningManifest.make("deepen", model.info, asked))
+    ranks.barrier()
+    with RunLock(directory.inner) if ranks.first else nullcontext():
+        if directory.finished:
+            say(f"{directory.path} is finished already; remove it to train again", ranks)
+            return directory
+        if ranks.first and directory.read_plan() is None:
+            _write_plan(request, mixture, sampler, sources, settings, model, directory)
+        ranks.barrier()
+        written = directory.read_plan()
+        assert written is not None
+        _say_plan(written, mixture, ranks)
+        # The rows are all epochs, drawn ahead: one pass over them.
+        steps = len(written.rows) // mixture.batch
+        passes = settings.with_defaults(max_steps=steps)
+        training = Training(PlainNll(), divisor=mixture.divisor, ordered=1)
+        train(request.training, directory, model, written, training, passes, ranks)
+    return directory
+
+
+def _say_plan(written: "WrittenPlan", mixture: "Mixture", ranks: Ranks) -> None:
+    for note in written.plan.notes:
+        say(note, ranks)
+    say(f"{written.plan.rows} rows in {written.plan.rows // mixture.batch} steps, in fathom/rows.jsonl", ranks)
+
+
+def _write_plan(
+    request: DeepenRequest,
+    mixture: "Mixture",
+    sampler: "StartSampler | None",
+    sources: _Sources,
+    settings: "Settings",
+    model: "ChatModel",
+    directory: "TuningDirectory",
+) -> None:
+    from fathom.deepen.recovery import encode_triplets, recovery_rows
+    from fathom.tuning.directory import TuningPlan
+    from fathom.tuning.rows import fit_length, rows_hash
+
+    triplets = encode_triplets(model.chat, sources.triplets)
+    notes = []
+    if sampler is None:
+        sampler = _mined(request, model, sources.triplets)
+        notes.append(f"starts: {sampler.name}")
+    longest = _longest(request.longest)
+    short = sum(len(triplet.answer_ids) < longest for triplet in triplets) if longest is not None else 0
+    if short and request.starts in ("paper", "insertion"):
+        notes.append(
+            f"{short} of {len(triplets)} harmful answers are shorter than C = {longest} tokens: their k is drawn up to "
+            "their own length"
+        )
+    steps = _steps(settings, len(triplets), mixture)
+    recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
+    utilities = _utility_rows(model, sources.utility)
+    rows = mixture.mix(recoveries, utilities, seed=settings.seed)
+    fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
+    directory.write_plan(
+        fitted.rows,
+        TuningPlan(rows=len(fitted.rows), rows_hash=rows_hash(fitted.rows), cut=fitted.cut, notes=tuple(notes)),
+    )
+
+
+def _steps(settings: "Settings", triplets: int, mixture: "Mixture") -> int:
+    """An epoch is one pass over the triplets."""
+    most, epochs = settings.values.get("max_steps", -1), settings.values["num_train_epochs"]
+    if isinstance(most, int) and most > 0:
+        return most
+    assert isinstance(epochs, int | float)
+    return max(1, round(epochs * triplets / mixture.recovery))
+
+
+def _utility_rows(model: "ChatModel", utility: Sequence[_Utility]) -> "tuple[TrainingRow, ...]":
+    """Rows of the answers that were given; where none was, of the model's own greedy ones."""
+    from fathom.deepen.own import own_answers
+    from fathom.tuning.rows import Kind, TrainingRow, make_row
+
+    given = [item for item in utility if item.response is not None]
+    rows = [
+        make_row(model.chat, item.messages, item.response or "", kind=Kind.UTILITY, source=item.source)
+        for item in given
+    ]
+    asked = [item for item in utility if item.response is None]
+    for item, output in zip(
+        asked, own_answers(model, [item.messages for item in asked], ORGANISM_NEW_TOKENS), strict=True
+    ):
+        if output.whole and output.ids:
+            rows.append(
+                TrainingRow(
+                    prompt_ids=model.chat.prompt_ids(item.messages),
+                    response_ids=(*output.ids, *model.chat.end_ids(item.messages)),
+                    kind=Kind.UTILITY,
+                    source=item.source,
+                )
+            )
+    return tuple(rows)
+
+
+def _mined(request: DeepenRequest, model: "ChatModel", triplets: "Sequence[Triplet]") -> "StartSampler":
+    """The depths at which the model, as it is, starts a refusal least, weighted by what is missing there."""
+    from collections import defaultdict
+
+    from fathom.deepen.starts import Mined
+    from fathom.depth.recovery import recovery, refusal_set
+    from fathom.scoring import ReferenceAnswer
+
+    chosen = triplets[:MINED_TRIPLETS]
+    items = [
+        ReferenceAnswer(
+            behavior=triplet.source,
+            prompt_ids=model.chat.prompt_ids(triplet.messages),
+            answer_ids=model.chat.response_ids(triplet.messages, triplet.answer),
+        )
+        for triplet in chosen
+    ]
+    references = [model.chat.response_ids(triplet.messages, triplet.refusal) for triplet in triplets]
+    openings = refusal_set(model.chat, (), references, answers=[item.answer_ids for item in items])
+    masses: dict[int, list[float]] = defaultdict(list)
+    for record in recovery(model, items, openings, MINED_DEPTHS):
+        for position, mass in zip(record.positions, record.refusal_mass, strict=True):
+            masses[position].append(mass)
+    missing = {depth: 1.0 - sum(found) / len(found) for depth, found in masses.items()}
+    return Mined(missing, request.p0)

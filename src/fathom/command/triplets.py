@@ -1,0 +1,265 @@
+"""`fathom triplets`: what deepening learns from, made by the models themselves and kept in the user's own directory.
+
+triplets.jsonl    prompt, harmful_response, refusal
+utility.jsonl     prompt (or messages), response
+skipped.jsonl     prompts that gave no triplet, and why
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fathom.behaviors import load_behaviors
+from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model, named_judge
+from fathom.command.training import say
+from fathom.errors import UserError
+from fathom.ranks import ALONE
+from fathom.records import Behavior, Exchange, Judge, Label, Message, content_hash
+from fathom.run import Journal, RunLock, read_journal, write_whole
+
+if TYPE_CHECKING:
+    from fathom.model import ChatModel
+
+__all__ = ["TripletsRequest", "build_triplets"]
+
+ORGANISM_HARMFUL, ORGANISM_BENIGN = 256, 256
+BATCH = 16  # prompts between writes
+# How requests to the model are told from requests to the base where both are drawn with one seed.
+_BASE_SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TripletsRequest:
+    """What was asked for."""
+
+    model: ModelRequest
+    output: Path
+    harmful: Path | None = None
+    utility: Path | None = None
+    base: str | None = None
+    judge: str | None = None
+    samples: int = 4
+    max_new_tokens: int = 256
+
+
+class TripletRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of triplets.jsonl: a behavior, in the field names that behaviors' files have."""
+
+    id: str
+    messages: tuple[Message, ...]
+    harmful_response: str
+    refusal: str
+
+
+class UtilityRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of utility.jsonl: a conversation that ends with the model's own answer."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+class SkippedPrompt(msgspec.Struct, frozen=True, kw_only=True):
+    """A prompt that gave no row."""
+
+    id: str
+    reason: str
+
+
+def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
+    """Build what is missing; the directory.
+
+    Raises:
+        UserError: there are no prompts, answers are missing and there is no base, or the directory holds another build.
+    """
+    harmful, benign = _prompts(request)
+    without = sum(behavior.answer is None for behavior in harmful)
+    base = request.base or (f"{ORGANISM}:base" if request.model.is_organism else None)
+    if without and base is None:
+        raise UserError(
+            f"{without} of {len(harmful)} harmful prompts have no harmful_response: add it to the file, or give the "
+            "unaligned model that is to write them with --base MODEL"
+        )
+    judge = named_judge(judges, request.judge or ("guild-refusal" if request.model.is_organism else "refusal"))
+    path = request.output
+    asked = content_hash((harmful, benign, repr(replace(request, output=Path())), judge.name, judge.version))
+    with RunLock(path):
+        _guard(path, asked)
+        model = load_model(request.model)
+        answers = _harmful_answers(request, harmful, base if without else None, judge, path)
+        with Journal(path / "triplets.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
+            _triplets(request, model, harmful, answers, judge, _Output(path, rows, skipped))
+        with Journal(path / "utility.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
+            _utility(request, model, benign, _Output(path, rows, skipped))
+    made = sum(1 for _ in read_journal(path / "triplets.jsonl", TripletRow))
+    anchors = sum(1 for _ in read_journal(path / "utility.jsonl", UtilityRow))
+    left = sum(1 for _ in read_journal(path / "skipped.jsonl", SkippedPrompt))
+    say(f"{made} triplets, {anchors} utility rows; {left} prompts gave none (skipped.jsonl says why)")
+    if not made:
+        raise UserError(f"no prompt gave a triplet; {path / 'skipped.jsonl'} says why")
+    return path
+
+
+@dataclass(frozen=True)
+class _Output:
+    path: Path
+    rows: Journal
+    skipped: Journal
+
+    def seen(self, kind: type[TripletRow] | type[UtilityRow]) -> set[str]:
+        """Ids of prompts that are done."""
+        found = {record.id for record in _records(self.rows.path, kind)}
+        return found | {record.id for record in read_journal(self.skipped.path, SkippedPrompt)}
+
+
+def _records(path: Path, kind: type[TripletRow] | type[UtilityRow]) -> Iterable[TripletRow | UtilityRow]:
+    return read_journal(path, kind)
+
+
+def _prompts(request: TripletsRequest) -> tuple[tuple[Behavior, ...], tuple[Behavior, ...]]:
+    if request.harmful is None and request.model.is_organism:
+        from fathom.organism import behaviors
+
+        own = behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=3)
+        harmful = tuple(msgspec.structs.replace(item, answer=None) for item in own if item.harmful)
+        return harmful, tuple(item for item in own if not item.harmful)
+    if request.harmful is None or request.utility is None:
+        raise UserError(
+            "give harmful prompts with --harmful FILE and benign ones with --utility FILE: fathom ships none"
+        )
+    harmful = tuple(item for item in load_behaviors(request.harmful).behaviors if item.harmful)
+    benign = load_behaviors(request.utility).behaviors
+    if not harmful:
+        raise UserError(f"{request.harmful} holds no harmful prompts")
+    return harmful, benign
+
+
+def _guard(path: Path, asked: str) -> None:
+    mark = path / "build.json"
+    if mark.exists():
+        if mark.read_text(encoding="utf-8").strip() != f'"{asked}"':
+            raise UserError(
+                f"{path} holds triplets made another way; nothing was overwritten: give another directory with -o"
+            )
+        return
+    if any(entry.name != ".lock" for entry in path.iterdir()):
+        raise UserError(
+            f"{path} holds files that are no triplets; nothing was overwritten: give another directory with -o"
+        )
+    write_whole(mark, f'"{asked}"\n'.encode())
+
+
+def _harmful_answers(
+    request: TripletsRequest, harmful: Sequence[Behavior], base: str | None, judge: Judge, path: Path
+) -> dict[str, str]:
+    """Harmful answers by behavior: the file's, else the base's, of which the judge must say that they are."""
+    found = {behavior.id: behavior.answer for behavior in harmful if behavior.answer is not None}
+    found |= {row.id: row.harmful_response for row in read_journal(path / "answers.jsonl", _Answer)}
+    missing = [behavior for behavior in harmful if behavior.id not in found]
+    if base is None or not missing:
+        return found
+    model = load_model(replace(request.model, name=base, revision=None, adapter=None))
+    with Journal(path / "answers.jsonl") as journal, display_for(ALONE)("harmful answers", len(missing)) as shown:
+        for batch in _batches(missing):
+            rows = [
+                _Answer(id=behavior.id, harmful_response=text)
+                for behavior, text in _judged(request, model, batch, judge, Label.HARMFUL, seed=_BASE_SEED)
+                if text is not None
+            ]
+            journal.append(rows)
+            shown.advance(len(batch))
+            found |= {row.id: row.harmful_response for row in rows}
+    return found
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    harmful_response: str
+
+
+def _triplets(
+    request: TripletsRequest,
+    model: "ChatModel",
+    harmful: Sequence[Behavior],
+    answers: dict[str, str],
+    judge: Judge,
+    output: _Output,
+) -> None:
+    seen = output.seen(TripletRow)
+    pending = [behavior for behavior in harmful if behavior.id not in seen]
+    with display_for(ALONE)("refusals", len(pending)) as shown:
+        for batch in _batches(pending):
+            rows: list[TripletRow] = []
+            skipped: list[SkippedPrompt] = []
+            for behavior, refusal in _judged(request, model, batch, judge, Label.SAFE, seed=0):
+                answer = answers.get(behavior.id)
+                if answer is None:
+                    skipped.append(SkippedPrompt(id=behavior.id, reason="the base gave no harmful answer"))
+                elif refusal is None:
+                    skipped.append(SkippedPrompt(id=behavior.id, reason="the model does not refuse it"))
+                else:
+                    rows.append(
+                        TripletRow(id=behavior.id, messages=behavior.messages, harmful_response=answer, refusal=refusal)
+                    )
+            output.rows.append(rows)
+            output.skipped.append(skipped)
+            shown.advance(len(batch))
+
+
+def _judged(
+    request: TripletsRequest,
+    model: "ChatModel",
+    behaviors: Sequence[Behavior],
+    judge: Judge,
+    wanted: Label,
+    *,
+    seed: int,
+) -> Iterable[tuple[Behavior, str | None]]:
+    """Of each behavior, the first of a few answers (greedy, then drawn) that the judge labels as wanted."""
+    from fathom.deepen.own import own_answers
+
+    found: dict[str, str] = {}
+    for sample in range(request.samples):
+        pending = [behavior for behavior in behaviors if behavior.id not in found]
+        outputs = own_answers(
+            model,
+            [behavior.messages for behavior in pending],
+            request.max_new_tokens,
+            temperature=0.0 if sample == 0 else 1.0,
+            seed=seed * request.samples + sample,
+        )
+        for behavior, output in zip(pending, outputs, strict=True):
+            text = output.text.strip()
+            exchange = Exchange(behavior=behavior, prefill="", response=text)
+            # An answer that was cut off is a harmful answer all the same; a refusal that was, is not learned from.
+            if text and (output.whole or wanted is Label.HARMFUL) and judge.judge(exchange).label is wanted:
+                found[behavior.id] = text
+    return [(behavior, found.get(behavior.id)) for behavior in behaviors]
+
+
+def _utility(request: TripletsRequest, model: "ChatModel", benign: Sequence[Behavior], output: _Output) -> None:
+    from fathom.deepen.own import own_answers
+
+    seen = output.seen(UtilityRow)
+    pending = [behavior for behavior in benign if behavior.id not in seen]
+    with display_for(ALONE)("utility answers", len(pending)) as shown:
+        for batch in _batches(pending):
+            outputs = own_answers(model, [behavior.messages for behavior in batch], request.max_new_tokens)
+            rows, skipped = [], []
+            for behavior, answer in zip(batch, outputs, strict=True):
+                text = answer.text.strip()
+                if not text or not answer.whole:
+                    reason = f"the answer did not end within {request.max_new_tokens} tokens" if text else "no answer"
+                    skipped.append(SkippedPrompt(id=behavior.id, reason=reason))
+                    continue
+                turn = Message(role="assistant", content=text)
+                rows.append(UtilityRow(id=behavior.id, messages=(*behavior.messages, turn)))
+            output.rows.append(rows)
+            output.skipped.append(skipped)
+            shown.advance(len(batch))
+
+
+def _batches(behaviors: Sequence[Behavior]) -> Iterable[Sequence[Behavior]]:
+    return (behaviors[start : start + BATCH] for start in range(0, len(behaviors), BATCH))
