@@ -77,7 +77,7 @@ def test_every_kind_of_head_gives_the_naive_gradients(family: str, monkeypatch: 
     torch.testing.assert_close(loss, expected)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -88,7 +88,7 @@ def test_every_objective_gives_the_naive_gradients(name: str, monkeypatch: pytes
     with response_head(model):
         found = gradients(model, blocked(model, batch, OBJECTIVES[name]))
     for key, gradient in wanted.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=2e-5)
 
 
 def test_plain_training_is_the_cross_entropy_of_the_library() -> None:
