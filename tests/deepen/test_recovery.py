@@ -4,10 +4,8 @@ from collections import Counter
 from random import Random
 
 import pytest
-from few_rows import organism
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import byte_level, sentencepiece, word_level
 from transformers import PreTrainedTokenizerBase
 
 from fathom.chat import ChatFormat
@@ -17,6 +15,8 @@ from fathom.deepen.triplets import Triplet, load_triplets, triplets_of
 from fathom.errors import UserError
 from fathom.organism import behaviors
 from fathom.records import Message
+from few_rows import organism
+from tiny_tokenizers import byte_level, sentencepiece, word_level
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -77,7 +77,7 @@ def chi_square(counts: Counter[int], expected: dict[int, float]) -> float:
 def test_the_papers_k_follows_its_law() -> None:
     random, draws, longest = Random(0), 20_000, 20
     found = Counter(PaperStarts(0.5, longest)(Lengths(50, 9), 0, random).answer for _ in range(draws))
-    expected = {0: draws / 2} | {k: draws / 2 / longest for k in range(1, longest + 1)}
+    expected = {0: draws / 2} | dict.fromkeys(range(1, longest + 1), draws / 2 / longest)
     assert chi_square(found, expected) < CHI_SQUARE[20]
     biased = Counter({**found, 1: found[1] + 300})
     assert chi_square(biased, expected) > CHI_SQUARE[20]  # the test can fail

@@ -16,7 +16,16 @@ from fathom.protect.weights import Anchor, Proximal, SafeLora, project_update
 from fathom.tuning.objective import ResponseLogits
 from fathom.tuning.rows import Kind, TrainingRow
 
-NAMES = ("sft", "constrained", "uniform:0.5", "gate", "gate+replay", "constrained+replay", "replay+mass", "lisa+safe-lora")
+NAMES = (
+    "sft",
+    "constrained",
+    "uniform:0.5",
+    "gate",
+    "gate+replay",
+    "constrained+replay",
+    "replay+mass",
+    "lisa+safe-lora",
+)
 
 
 def row(prompt: int, *, kind: Kind = Kind.TASK) -> TrainingRow:

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from few_rows import random_rows
-from tiny_models import tiny
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +13,8 @@ from fathom.tuning import head
 from fathom.tuning.batches import Batch, Example, collate_examples
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import PlainNll, ResponseLogits, TokenObjective
+from few_rows import random_rows
+from tiny_models import tiny
 
 FAMILIES = ("llama", "gemma2", "cohere", "granite", "phi", "gpt2", "mixtral")
 TOP = 5
