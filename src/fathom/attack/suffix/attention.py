@@ -76,22 +76,23 @@ class CandidatePlan:
         for run in self.runs:
             _check_window(window, run.seen + run.length)
             place = slice(run.start, run.stop)
-            # Heads that share keys lie side by side, so they fold into the rows of one product with the trunk.
-            over = _attention(
-                query[:, :, place].reshape(1, kv_heads, -1, width),
-                trunk.key[:, :, : run.seen],
-                trunk.value[:, :, : run.seen],
-                scale,
-                causal=False,
-            )
             q, k, v = (_blocks(x[:, :, place], run) for x in (query, key, value))
             if heads != kv_heads:
                 k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
-            own = _attention(q, k, v, scale, causal=True)
-            folded = over.values.reshape(heads, run.blocks, run.length, -1).transpose(0, 1)
-            log_over = over.log_total.reshape(heads, run.blocks, run.length).transpose(0, 1)
-            share = torch.sigmoid(log_over - own.log_total)[..., None].to(out.dtype)
-            merged = torch.lerp(own.values, folded, share)  # exact: the two softmaxes by their normalisers
+            merged, own_total = _attention(q, k, v, scale, causal=True)
+            if run.seen:
+                # Heads that share keys lie side by side, so they fold into the rows of one product with the trunk.
+                over = _attention(
+                    query[:, :, place].reshape(1, kv_heads, -1, width),
+                    trunk.key[:, :, : run.seen],
+                    trunk.value[:, :, : run.seen],
+                    scale,
+                    causal=False,
+                )
+                folded = over.values.reshape(heads, run.blocks, run.length, -1).transpose(0, 1)
+                log_over = over.log_total.reshape(heads, run.blocks, run.length).transpose(0, 1)
+                share = torch.sigmoid(log_over - own_total)[..., None].to(out.dtype)
+                merged = torch.lerp(merged, folded, share)  # exact: the two softmaxes by their normalisers
             out[0, place] = merged.transpose(1, 2).reshape(-1, heads, out.shape[3])
         return out
 

@@ -116,6 +116,8 @@ class Options:
         for name, least in (("buffer", 0), ("merge", 1), ("early", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if isinstance(self.selection, Halving) and not isinstance(self.objective, CrossEntropy):
+            raise UserError("early rejection needs the cross-entropy objective, whose parts only add up")
 
     def exchanges(self, step: int) -> int:
         """How many tokens a candidate of this step (counted from 0) exchanges."""

@@ -29,7 +29,7 @@ from fathom.attack.suffix.selection import Ranked, Scored, Scorers, select
 from fathom.attack.suffix.state import Entry, State
 from fathom.attack.suffix.text import Typist, allowed_ids
 from fathom.errors import UserError
-from fathom.model import ChatModel
+from fathom.model import ChatModel, check_pair
 from fathom.records import content_hash
 from fathom.scoring import Scorer
 
@@ -67,6 +67,7 @@ class SuffixSearch:
         whole = [evaluator(scorer, case, start, options.objective, notify) for case in problem.cases]
         drafts: list[Evaluator] = []
         if draft is not None:
+            check_pair(model, draft)
             small = Scorer.of(draft)
             drafts = [evaluator(small, case, start, options.objective, notify) for case in problem.cases]
         allowed = allowed_ids(model.chat, scorer.vocabulary, options.allowed)

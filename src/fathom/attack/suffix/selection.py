@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fathom.attack.suffix.evaluate import Evaluator, Spent
 from fathom.attack.suffix.objective import loss_of
-from fathom.attack.suffix.options import CrossEntropy, Full, Halving, Options, Probe
+from fathom.attack.suffix.options import Full, Halving, Options, Probe
 from fathom.errors import UserError
 
 __all__ = ["Ranked", "Scored", "Scorers", "select"]
@@ -105,8 +105,6 @@ def select(
 
 def _halving(scorers: Scorers, candidates: Tensor, active: int, selection: Halving) -> Ranked:
     """First tokens of all, then the promising ones whole, while they can still be the best."""
-    if not isinstance(scorers.options.objective, CrossEntropy):
-        raise UserError("early rejection needs the cross-entropy objective, whose parts only add up")
     partial, spent = scorers.first_losses(candidates, active, selection.first)
     order = partial.argsort(stable=True)[: -(-len(candidates) // selection.keep)]
     found: Scored | None = None
