@@ -5,9 +5,12 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
+from fathom.depth.divergence import BehaviorDivergence
+from fathom.depth.recovery import BehaviorRecovery
 from fathom.records import (
     Attempt,
     Behavior,
@@ -20,8 +23,10 @@ from fathom.records import (
     Sampling,
     Subject,
     Verdict,
+    encode_line,
 )
 from fathom.report.samples import ReportData, join
+from fathom.run import Run
 from fathom.schema import (
     AttackRow,
     Audit,
@@ -391,7 +396,7 @@ def _divergence(setting: Setting) -> list[DivergenceRow]:
                 low=kl * 0.88,
                 high=kl * 1.12,
                 base_favoured=favoured,
-                harmful_rank=1 + round(8 * favoured),
+                harmful_rank=1.0 + round(8 * favoured),
                 variant="same",
             )
         )
@@ -438,3 +443,53 @@ def _manifest(audit: Audit) -> Manifest:
         git="0123456789abcdef+dirty",
         hardware="2 × x86_64 CPU",
     )
+
+
+def write_run(data: ReportData, path: Path) -> Run:
+    """The run as files, as an audit leaves them."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "manifest.json").write_bytes(msgspec.json.encode(data.manifest))
+    (path / "audit.json").write_bytes(msgspec.json.encode(data.audit))
+    behaviors = {sample.behavior.id: sample.behavior for sample in data.samples}
+    verdicts = [verdict for sample in data.samples for verdict in sample.verdicts]
+    for stem, records in (
+        ("behaviors", behaviors.values()),
+        ("attempts", [sample.attempt for sample in data.samples]),
+        ("completions", [sample.completion for sample in data.samples if sample.completion is not None]),
+        (f"verdicts.{data.audit.judge}", verdicts),
+        ("divergence", _divergence_records(data)),
+        ("recovery", _recovery_records(data)),
+    ):
+        (path / f"{stem}.jsonl").write_bytes(b"".join(encode_line(record) for record in records))
+    return Run.open(path)
+
+
+def _divergence_records(data: ReportData) -> Sequence[BehaviorDivergence]:
+    """Each behavior's own KL around the audit's mean."""
+    nats = [row.kl_nats for row in data.audit.divergence]
+    harmful = sorted({sample.behavior.id for sample in data.samples if sample.behavior.harmful})
+    return [
+        BehaviorDivergence(
+            behavior=name,
+            variant="same",
+            kl_nats=tuple(value * random.Random(f"{name} {t}").uniform(0.5, 1.5) for t, value in enumerate(nats)),
+            base_favoured=(False,) * len(nats),
+            harmful_rank=(1,) * len(nats),
+        )
+        for name in harmful
+        if nats
+    ]
+
+
+def _recovery_records(data: ReportData) -> Sequence[BehaviorRecovery]:
+    positions = tuple(row.position for row in data.audit.recovery)
+    masses = tuple(row.refusal_mass for row in data.audit.recovery)
+    harmful = sorted({sample.behavior.id for sample in data.samples if sample.behavior.harmful})
+    return [
+        BehaviorRecovery(
+            behavior=name,
+            positions=positions,
+            refusal_mass=tuple(mass * random.Random(name).uniform(0.8, 1.0) for mass in masses),
+        )
+        for name in harmful
+    ]

@@ -3,6 +3,8 @@
 import math
 import random
 
+import msgspec
+
 from fathom.report.stress import ShownAnswer
 from fathom.tally import wilson
 from fathom.tampering import Asked, Checkpoint, Dynamics, DynamicsRow, FineTune, Stress, UtilityScore
@@ -105,3 +107,27 @@ def answers(texts: tuple[str, ...] = ("Step 1: stir.", "I cannot help with that.
         for step in (1, 32)
         for i, text in enumerate(texts)
     )
+
+
+def renamed(text: str) -> Stress:
+    """A small sweep in which every name carries the text."""
+    small = stress(seeds=1, n=12)
+    tunes = tuple(
+        msgspec.structs.replace(
+            tune,
+            model=text,
+            attack=text,
+            objective=text,
+            parameters={text: text},
+            checkpoints=tuple(
+                msgspec.structs.replace(
+                    point,
+                    asr=tuple(msgspec.structs.replace(asked, asked=text) for asked in point.asr),
+                    utility=tuple(msgspec.structs.replace(score, task=text, metric=text) for score in point.utility),
+                )
+                for point in tune.checkpoints
+            ),
+        )
+        for tune in small.finetunes[:2]
+    )
+    return msgspec.structs.replace(small, judge=text, finetunes=tunes, notes=(text,))

@@ -7,7 +7,7 @@ it is written, and terminal text is written without a markup parser.
 
 import re
 
-__all__ = ["HIDDEN_RANGES", "one_line", "sanitise"]
+__all__ = ["HIDDEN_RANGES", "one_line", "passage", "sanitise"]
 
 # Code points that move the cursor, reorder the line, or cannot be seen. Newline and tab are text. The joiners U+200C
 # and U+200D stay: Persian, Indic scripts and emoji are written with them.
@@ -42,6 +42,11 @@ def sanitise(text: str) -> str:
     'a⟦U+001B⟧[31mb⟦U+202E⟧'
     """
     return _hidden.sub(lambda found: f"⟦U+{ord(found.group()):04X}⟧", text)
+
+
+def passage(text: str, width: int = 2000) -> str:
+    """The text as it is, sanitised, cut to `width` characters with an ellipsis."""
+    return sanitise(text if len(text) <= width else text[: width - 1] + "…")
 
 
 def one_line(text: str, width: int | None = None) -> str:

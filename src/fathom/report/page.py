@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from fathom.records import Counted, Subject
 from fathom.report import attack_charts, charts, further, paper, plot, tables, wording
-from fathom.report.hostile import HIDDEN_RANGES, one_line, sanitise
+from fathom.report.hostile import HIDDEN_RANGES, one_line, passage
 from fathom.report.samples import Packed, ReportData, gather, pack, script_json
 from fathom.run import Run, write_whole
 from fathom.tally import percent
@@ -90,7 +90,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "shown": sanitise,
+        "shown": passage,
         "line": one_line,
         "tokens": wording.tokens,
         "attack_name": wording.attack_name,
