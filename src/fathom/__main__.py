@@ -5,11 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fathom.errors import UserError
+from fathom.errors import ProcessError, UserError
 
 __all__ = ["main", "run"]
 
-INTERRUPTED = 130
+MISTAKEN, INTERRUPTED = 2, 130
 
 
 def main() -> None:
@@ -25,8 +25,11 @@ def run(arguments: Sequence[str]) -> int:
         code = app(args=list(arguments), prog_name="fathom", standalone_mode=False)
         # A finished command returns None; typer turns Ctrl-C and `--help` into codes.
         code = code if isinstance(code, int) else 0
-    except UserError as error:
+        sys.stdout.flush()  # a reader that has left is met here, and not when the interpreter ends
+    except ProcessError as error:
         return _fail(str(error))
+    except UserError as error:
+        return _fail(str(error)) if _speaks() else MISTAKEN
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
@@ -38,23 +41,29 @@ def run(arguments: Sequence[str]) -> int:
         usage = getattr(error, "format_message", None)  # a wrong option or a missing argument
         if usage is None:
             raise
+        if not _speaks():
+            return MISTAKEN
         return _fail(f"{usage()}; `fathom --help` lists the commands, `fathom COMMAND --help` their options")
-    if code == INTERRUPTED:
+    if code == INTERRUPTED and _speaks():
         _say("interrupted; what was done is kept, and the same command goes on from here")
     return code
 
 
 def _fail(message: str) -> int:
     _say(message)
-    return 2
+    return MISTAKEN
 
 
 def _say(message: str) -> None:
     from fathom.report.hostile import one_line
 
-    # One process of several speaks for all: they made the same mistake.
-    if os.environ.get("RANK", "0") == "0":
-        print(f"fathom: {one_line(message)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # whoever read standard error has left
+        print(f"fathom: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    """Whether this process says what is wrong in all of several: they were given the same."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The one error that a user can cause and mend."""
+"""The errors that a user can cause and mend."""
 
-__all__ = ["UserError"]
+__all__ = ["PeerError", "ProcessError", "UserError"]
 
 
 class UserError(Exception):
@@ -9,3 +9,11 @@ class UserError(Exception):
     The text says what was given, why it cannot work, and what to do. A bug is never a
     `UserError`: it keeps its traceback.
     """
+
+
+class ProcessError(UserError):
+    """What went wrong in one of several processes, and perhaps not in the others: each such process says it."""
+
+
+class PeerError(UserError):
+    """Another of the processes has ended, which says why itself if it can."""

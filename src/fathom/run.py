@@ -77,9 +77,13 @@ def read_journal(path: Path, kind: type[_Record]) -> Iterator[_Record]:
     Raises:
         UserError: a whole line is not such a record (the file was edited, or is of another version).
     """
-    if not path.exists():
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
         return
-    with path.open("rb") as file:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; restore it, or start a run elsewhere") from error
+    with file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
@@ -231,6 +235,8 @@ class Run:
         path = self.path / name
         try:
             return msgspec.json.decode(path.read_bytes(), type=kind)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; restore it, or start a run elsewhere") from error
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise UserError(
                 f"{path} is not a {kind.__name__} of this version of fathom ({error}); start a run in another directory"
@@ -277,7 +283,12 @@ def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
     """The names and values of what differs, short enough for one line."""
     parts = []
     for key in sorted({*old, *new}):
-        a, b = (msgspec.json.encode(side.get(key), order="sorted").decode() for side in (old, new))
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            if left != right:
+                parts.append(_differences(left, right))
+            continue
+        a, b = (msgspec.json.encode(side, order="sorted").decode() for side in (left, right))
         if a != b:
             parts.append(f"{key}: {a} there, {b} now" if len(a) + len(b) < 120 else key)
     return "; ".join(parts)

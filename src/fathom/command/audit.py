@@ -95,29 +95,27 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     from fathom.audit.plan import make_plan
     from fathom.model import check_pair
 
-    ranks = Ranks.join()
-    try:
-        path = request.output or _default_path(request, base, options, behaviors, judge)
-        display = display_for(ranks)
-        with display("loading", 1 if base is None else 2) as shown:
-            model = load_model(request.model, ranks)
-            shown.advance(1)
-            base_model = None if base is None else load_model(base, ranks)
-            shown.advance(1)
-        if base_model is not None:
-            check_pair(model, base_model)
-        suite = depth_parts if suited is None else suited(model)
-        plan = make_plan(options, behaviors, judge, model, base_model, _base_chat(options, model), suite)
-        if suited is not None and ranks.first:
-            show_costs(plan.parts)
+    ranks = Ranks.of_environment()
+    path = request.output or _default_path(request, base, options, behaviors, judge)
+    display = display_for(ranks)
+    with display("loading", 1 if base is None else 2) as shown:
+        model = load_model(request.model, ranks)
+        shown.advance(1)
+        base_model = None if base is None else load_model(base, ranks)
+        shown.advance(1)
+    if base_model is not None:
+        check_pair(model, base_model)
+    suite = depth_parts if suited is None else suited(model)
+    plan = make_plan(options, behaviors, judge, model, base_model, _base_chat(options, model), suite)
+    if suited is not None and ranks.first:
+        show_costs(plan.parts)
+    with ranks.met():
         run = _start(path, plan.manifest, ranks)
         audit = Execution(run, plan, judge, model, base_model, ranks, display)()
-        if audit is None:
-            return None
-        write_run_report(path)
-        return Finished(audit, path)
-    finally:
-        ranks.leave()
+    if audit is None:
+        return None
+    write_run_report(path)
+    return Finished(audit, path)
 
 
 def _start(path: Path, manifest: Manifest, ranks: Ranks) -> Run:
