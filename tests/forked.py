@@ -86,8 +86,8 @@ def start(arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
         signal.setitimer(signal.ITIMER_REAL, 0)
         for stream, path in ((1, out), (2, err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115, PTH123
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.argv = ["fathom", *arguments]
         os.chdir(folder)
         os.environ.update({"COLUMNS": "80", **(environment or {})})

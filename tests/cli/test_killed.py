@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from forked import Child, lines, start, together, until
 
 AUDIT = ["audit", "--limit", "4", "--depths", "0,1,3", "--max-new-tokens", "40", "-o", "run"]
@@ -92,7 +93,9 @@ def test_killed_again_and_again_at_random_moments(tmp_path: Path, whole: bytes) 
     assert ended(tmp_path, start(AUDIT, tmp_path)) == whole
 
 
-@pytest.mark.parametrize("file", ["behaviors", "attempts", "completions", "verdicts.organism", "divergence", "recovery"])
+@pytest.mark.parametrize(
+    "file", ["behaviors", "attempts", "completions", "verdicts.organism", "divergence", "recovery"]
+)
 def test_a_torn_last_line_is_healed(tmp_path: Path, finished: Path, whole: bytes, file: str) -> None:
     path = finished / f"{file}.jsonl"
     content = path.read_bytes()
@@ -156,9 +159,7 @@ def test_two_processes_that_share_the_work_end_as_one(tmp_path: Path, whole: byt
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_the_number_of_processes_may_change_after_a_kill(
-    tmp_path: Path, whole: bytes, before: int, after: int
-) -> None:
+def test_the_number_of_processes_may_change_after_a_kill(tmp_path: Path, whole: bytes, before: int, after: int) -> None:
     children = together(AUDIT, tmp_path, before) if before > 1 else [start(AUDIT, tmp_path)]
     file = tmp_path / ("run/completions.rank1.jsonl" if before > 1 else "run/completions.jsonl")
     assert until(holds(file, 2), children[0])
