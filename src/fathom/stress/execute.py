@@ -10,7 +10,8 @@ A checkpoint's answers are on disk before its counts are, so a line in checkpoin
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,7 +22,7 @@ import torch
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.run import Journal, RunLock, read_journal, write_whole
-from fathom.stress.light import LightFit, order_of
+from fathom.stress.light import LightFit, columns_of, order_of
 from fathom.stress.measure import Answer, Probe
 from fathom.stress.plan import Attack, Learnt, Track
 from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore
@@ -29,7 +30,9 @@ from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["CheckpointRecord", "Light", "Sweep", "Trainer", "encode_stress", "is_useful"]
+    from fathom.tuning.settings import Settings
+
+__all__ = ["CheckpointRecord", "Fit", "Light", "Stop", "Sweep", "Trainer", "encode_stress", "is_useful"]
 
 START = "start"
 
@@ -50,21 +53,28 @@ class Learn(Protocol):
     def __call__(self, attack: Attack, objective: str, /) -> Learnt: ...
 
 
-class Trainer(Protocol):
-    """Trains a copy of the start along a track and yields it at each step that is still to be measured."""
-
-    def __call__(
-        self, start: ChatModel, learnt: Learnt, track: Track, scratch: Path, pending: frozenset[int], /
-    ) -> "Iterator[Stop]": ...
-
-
 @dataclass(frozen=True, eq=False)
 class Stop:
-    """A model after so many steps. It goes on being trained when the next one is asked for."""
+    """A model after so many steps, in evaluation mode. It is trained on once it has been looked at."""
 
     step: int
-    loss: float
+    loss: float | None  # the objective's, where the trainer knows it by then
     model: ChatModel
+
+
+class Trainer(Protocol):
+    """Trains a copy of the start along a track, and shows it at each step that is still to be measured."""
+
+    def __call__(
+        self,
+        start: ChatModel,
+        learnt: Learnt,
+        track: Track,
+        scratch: Path,
+        pending: frozenset[int],
+        visit: Callable[[Stop], None],
+        /,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +82,19 @@ class Light:
     """`LightFit`, with the state kept at every step that is measured."""
 
     def __call__(
-        self, start: ChatModel, learnt: Learnt, track: Track, scratch: Path, pending: frozenset[int]
-    ) -> Iterator[Stop]:
+        self,
+        start: ChatModel,
+        learnt: Learnt,
+        track: Track,
+        scratch: Path,
+        pending: frozenset[int],
+        visit: Callable[[Stop], None],
+    ) -> None:
         trained = copy.deepcopy(start.model)
         before = None if learnt.before_step is None else learnt.before_step()
-        fit = LightFit.of(trained, learnt.rows, learnt.per_token, track.optimiser, before_step=before)
+        fit = LightFit.of(
+            trained, learnt.rows, learnt.per_token, track.optimiser, columns=learnt.columns, before_step=before
+        )
         order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), track.seed)
         model, kept = replace(start, model=trained), scratch / "state.pt"
         done, state = 0, None
@@ -85,11 +103,65 @@ class Light:
             trained.load_state_dict(found["model"])
             done, state = int(found["step"]), found["optimiser"]
             if done in pending:
-                yield Stop(done, float(found["loss"]), model)
+                visit(Stop(done, float(found["loss"]), model))
         for after in fit.run(order, done=done, state=state):
             if after.step in pending:
                 _save(kept, trained, after.step, after.loss, after.optimiser)
-                yield Stop(after.step, after.loss, model)
+                visit(Stop(after.step, after.loss, model))
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """`tuning.fit`, with its own checkpoints: for models of any size, with all that TRL offers.
+
+    The order of rows is TRL's own. `overrides` are TRL's settings as `name=value`.
+    """
+
+    overrides: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        start: ChatModel,
+        learnt: Learnt,
+        track: Track,
+        scratch: Path,
+        pending: frozenset[int],
+        visit: Callable[[Stop], None],
+    ) -> None:
+        from fathom.tuning.fit import Watch, fit
+
+        copied = replace(start, model=copy.deepcopy(start.model))
+
+        def look(step: int, model: "PreTrainedModel") -> None:
+            visit(Stop(step, None, replace(copied, model=model)))
+
+        fit(
+            copied,
+            learnt.rows,
+            learnt.per_token,
+            fit_settings(track, max(pending), self.overrides),
+            output=scratch,
+            watch=Watch(pending, look),
+            before_step=None if learnt.before_step is None else learnt.before_step(),
+        )
+
+
+def fit_settings(track: Track, steps: int, overrides: Sequence[str] = ()) -> "Settings":
+    """TRL's settings of a track: those that `Light` follows."""
+    from fathom.tuning.settings import read_settings
+
+    optimiser = track.optimiser
+    ours = (
+        f"learning_rate={optimiser.rate}",
+        f"warmup_steps={optimiser.warmup}",
+        "lr_scheduler_type=constant_with_warmup",
+        f"adam_beta1={optimiser.beta1}",
+        f"adam_beta2={optimiser.beta2}",
+        f"max_grad_norm={optimiser.clip}",
+        f"max_steps={steps}",
+        f"seed={track.seed}",
+    )
+    return read_settings(None, (*ours, *overrides)).with_batch(optimiser.batch)
 
 
 def _save(path: Path, model: "PreTrainedModel", step: int, loss: float, optimiser: Mapping[str, object]) -> None:
@@ -152,11 +224,21 @@ class Sweep:
             writer.shown.advance(len(track.steps) - len(pending))
             if not pending:
                 continue
-            learnt = learnt or self.learn(attack, objective)
+            learnt = learnt or self._learnt(attack, objective)
             scratch = self.path / "tracks" / key
-            for stop in self.trainer(self.start, learnt, track, scratch, pending):
-                writer.measure(attack.probe, stop.model, key, stop.step, stop.loss)
-            _clear(scratch)
+
+            def visit(stop: Stop, probe: Probe = attack.probe, key: str = key) -> None:
+                writer.measure(probe, stop.model, key, stop.step, stop.loss)
+
+            self.trainer(self.start, learnt, track, scratch, pending, visit)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _learnt(self, attack: Attack, objective: str) -> Learnt:
+        """With reference columns, which all tracks share, where the trainer takes them."""
+        found = self.learn(attack, objective)
+        if not isinstance(self.trainer, Light):
+            return found
+        return replace(found, columns=columns_of(self.start.model, found.rows, found.per_token))
 
     def _key(self, track: Track, attack: Attack) -> str:
         from fathom.tuning.rows import rows_hash
@@ -247,13 +329,6 @@ def _pairs(attacks: Sequence[Attack], tracks: Sequence[Track]) -> list[tuple[Att
     """Attacks and objectives that a track has, in the tracks' order."""
     by_name = {attack.name: attack for attack in attacks}
     return list(dict.fromkeys((by_name[track.attack], track.objective) for track in tracks))
-
-
-def _clear(scratch: Path) -> None:
-    for path in sorted(scratch.glob("*")):
-        path.unlink()
-    if scratch.exists():
-        scratch.rmdir()
 
 
 def encode_stress(stress: Stress) -> bytes:

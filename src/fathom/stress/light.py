@@ -22,7 +22,7 @@ from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import Columns, make_columns, no_columns
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["LightFit", "LightState", "Optimiser", "order_of"]
+__all__ = ["LightFit", "LightState", "Optimiser", "columns_of", "order_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ class LightFit:
         before_step: Callable[[PreTrainedModel], None] | None = None,
     ) -> "LightFit":
         """With reference columns of `model` as it is now, unless they are given."""
-        return cls(model, examples_of(model, rows, objective, columns=columns), objective, optimiser, before_step)
+        found = columns_of(model, rows, objective) if columns is None else columns
+        return cls(model, examples_of(rows, found), objective, optimiser, before_step)
 
     def run(
         self, order: Sequence[Sequence[int]], *, done: int = 0, state: dict[str, object] | None = None
@@ -146,15 +147,21 @@ class LightFit:
         return loss
 
 
-def examples_of(
-    model: PreTrainedModel, rows: Sequence[TrainingRow], objective: TokenObjective, *, columns: Columns | None = None
-) -> tuple[Example, ...]:
-    """Rows with what the objective needs to know of the reference, which is `model` as it is now."""
+def examples_of(rows: Sequence[TrainingRow], columns: Columns) -> tuple[Example, ...]:
+    """Rows with what the objective needs to know of the reference."""
+    parts = zip(rows, columns.logprobs, columns.ids, columns.top, columns.mass, strict=True)
+    return tuple(Example(*part) for part in parts)
+
+
+def columns_of(model: PreTrainedModel, rows: Sequence[TrainingRow], objective: TokenObjective) -> Columns:
+    """What the objective needs to know of the reference, which is `model` as it is now.
+
+    Raises:
+        UserError: there are no rows.
+    """
     if not rows:
         raise UserError("there are no rows to train on: give data with at least one example")
-    if columns is None and objective.needs.any:
-        with response_head(model):
-            columns = make_columns(model, rows, objective.needs, ranks=ALONE, autocast=None)
-    found = columns or no_columns(len(rows))
-    parts = zip(rows, found.logprobs, found.ids, found.top, found.mass, strict=True)
-    return tuple(Example(*part) for part in parts)
+    if not objective.needs.any:
+        return no_columns(len(rows))
+    with response_head(model):
+        return make_columns(model, rows, objective.needs, ranks=ALONE, autocast=None)

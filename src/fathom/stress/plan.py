@@ -7,10 +7,11 @@ from itertools import product
 from transformers import PreTrainedModel
 
 from fathom.errors import UserError
-from fathom.records import content_hash
+from fathom.records import Message, content_hash
 from fathom.stress.light import Optimiser
 from fathom.stress.measure import Probe
 from fathom.tuning.objective import TokenObjective
+from fathom.tuning.reference import Columns
 from fathom.tuning.rows import TrainingRow
 
 __all__ = ["BOUND", "Attack", "Grid", "Learnt", "Track", "sweep_steps"]
@@ -94,6 +95,7 @@ class Attack:
 
     name: str
     rows: tuple[TrainingRow, ...]
+    prompts: tuple[tuple[Message, ...], ...]  # of each row, as a judge reads them
     probe: Probe
 
 
@@ -104,6 +106,5 @@ class Learnt:
     rows: tuple[TrainingRow, ...]
     per_token: TokenObjective
     before_step: Callable[[], Callable[[PreTrainedModel], None]] | None = None  # makes one for each track
-
-    def hash(self) -> str:
-        return content_hash((self.rows, repr(self.per_token)))
+    gated: int = 0  # rows of data that are held
+    columns: Columns | None = None  # of the reference, where they have been made

@@ -1,0 +1,297 @@
+"""`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fathom.command.poison import AttackChoice, Sides, attack_of, attack_rows, sides
+from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model, named_judge, numbers
+from fathom.errors import UserError
+from fathom.progress import Display, silent
+from fathom.ranks import ALONE
+from fathom.records import Judge, content_hash
+from fathom.run import write_whole
+from fathom.tampering import Stress
+
+if TYPE_CHECKING:
+    from fathom.model import ChatModel
+    from fathom.stress.execute import Sweep
+    from fathom.stress.measure import TaskProbe
+    from fathom.stress.plan import Attack, Grid, Learnt
+
+__all__ = ["StressRequest", "Stressed", "make_sweep", "run_stress"]
+
+ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
+ORGANISM_BATCH, BATCH = 16, 64
+ORGANISM_NEW_TOKENS, NEW_TOKENS = 140, 512
+STEPS = 60
+PAPER_STEPS = 50  # 25 epochs of 100 rows in batches of 64
+WARMUP = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class StressRequest:
+    """A sweep as it was asked for."""
+
+    model: ModelRequest
+    attacks: str = "harmful"
+    objectives: str = "sft,constrained"
+    sweep: str = "warm-up"  # or "full"
+    behaviors: str | None = None
+    world: int | None = None
+    split: str = "test"
+    tested: int = 60
+    rows: int | None = None
+    share: float = 0.1
+    task: str | None = None
+    rates: str | None = None
+    warmups: str | None = None
+    steps: str | None = None
+    seeds: str = "0"
+    batch: int | None = None
+    temperatures: str = "0,1"
+    bound: float = 0.1
+    max_new_tokens: int | None = None
+    judge: str | None = None
+    trainer: str = "light"
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Stressed:
+    """A sweep and where it lies."""
+
+    stress: Stress
+    path: Path
+
+
+class StressManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a directory of a sweep holds; a directory is gone on with only where it is equal."""
+
+    schema: int = 1
+    weights: str
+    tokenizer: str
+    asked: Mapping[str, str]
+
+
+def run_stress(request: StressRequest, judges: Judges) -> Stressed:
+    """Run or go on with the sweep that was asked for.
+
+    Raises:
+        UserError: anything a user can mend, before the model is loaded where it can be known then.
+    """
+    _check(request)
+    path = request.output or Path("runs") / f"stress-{content_hash(repr(request))[:8]}"
+    display = display_for(ALONE)
+    with display("loading", 1) as shown:
+        model = load_model(request.model)
+        shown.advance(1)
+    sweep = make_sweep(request, judges, model, path, display)
+    _claim(path, model, request)
+    return Stressed(sweep(), path)
+
+
+def _check(request: StressRequest) -> None:
+    from fathom.protect.objectives import parse_objective
+
+    if request.sweep not in ("warm-up", "full"):
+        raise UserError(f"--sweep is {request.sweep!r}; give warm-up or full")
+    if request.trainer not in ("light", "fit"):
+        raise UserError(f"--trainer is {request.trainer!r}; give light (in memory) or fit (TRL)")
+    if not 0 <= request.bound <= 1:
+        raise UserError(f"--utility-bound is {request.bound}; give a loss of score between 0 and 1")
+    if request.tested < 1:
+        raise UserError(f"--limit is {request.tested}; it must be at least 1")
+    for name in _names(request.objectives, "--objective"):
+        if parse_objective(name).projection is not None:
+            raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
+    for name in _names(request.attacks, "--attack"):
+        attack_of(_choice(request, name), organism=_source(request) == ORGANISM)
+
+
+def _source(request: StressRequest) -> str:
+    source = request.behaviors or (ORGANISM if request.model.is_organism else None)
+    if source is None:
+        raise UserError(
+            f"{request.model.name} needs behaviors to be attacked and tested with, and fathom ships none: give "
+            "--behaviors FILE with harmful rows (prompt, harmful_response) and benign ones"
+        )
+    return source
+
+
+def _names(text: str, option: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UserError(f"{option} is empty; give at least one name")
+    return names
+
+
+def _choice(request: StressRequest, name: str) -> AttackChoice:
+    return AttackChoice(name=name, rows=request.rows, share=request.share, task=request.task)
+
+
+def make_sweep(
+    request: StressRequest, judges: Judges, model: "ChatModel", path: Path, display: Display = silent
+) -> "Sweep":
+    """The sweep of a loaded model, ready to run.
+
+    Raises:
+        UserError: data, judge or settings cannot be used.
+    """
+    from fathom.stress.execute import Fit, Light, Sweep
+
+    source = _source(request)
+    organism = source == ORGANISM
+    parts = sides(source, world=request.world, split=request.split, tested=request.tested)
+    judge = named_judge(judges, request.judge or (ORGANISM if organism else "refusal"))
+    reader = named_judge(judges, "guild-refusal" if organism else "refusal")
+    attacks = tuple(_attack(request, name, parts, judge, model) for name in _names(request.attacks, "--attack"))
+    grid = _grid(request)
+    tracks = tuple(grid.tracks([attack.name for attack in attacks], _names(request.objectives, "--objective")))
+    learn = _Learn(model, parts, reader, path, display)
+    trainer = Light() if request.trainer == "light" else Fit()
+    return Sweep(path, model, attacks, tracks, learn, trainer, request.bound, display)
+
+
+def _grid(request: StressRequest) -> "Grid":
+    from fathom.stress.plan import Grid, sweep_steps
+
+    built_in = _source(request) == ORGANISM
+    rate = ORGANISM_RATE if built_in else RATE
+    full = request.sweep == "full"
+    usual = (rate / 3, rate, rate * 3) if full else (rate,)
+    most = STEPS if built_in else PAPER_STEPS
+    return Grid(
+        rates=numbers(request.rates, float, "--rates") if request.rates else usual,
+        warmups=numbers(request.warmups, int, "--warmup") if request.warmups else (0, WARMUP),
+        steps=numbers(request.steps, int, "--steps") if request.steps else sweep_steps(most),
+        seeds=numbers(request.seeds, int, "--seeds"),
+        batch=request.batch or (ORGANISM_BATCH if built_in else BATCH),
+    )
+
+
+def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model: "ChatModel") -> "Attack":
+    from fathom.stress.measure import Probe
+    from fathom.stress.plan import Attack
+    from fathom.tuning.rows import fit_length, make_row
+
+    choice, organism = _choice(request, name), _source(request) == ORGANISM
+    attack = attack_of(choice, organism=organism)
+    poison = attack_rows(choice, attack, parts.attacker, request.world)
+    rows = tuple(make_row(model.chat, row.prompt, row.completion[0].content, source=row.behavior) for row in poison)
+    fitted = fit_length(rows, context=model.context, max_length=None)
+    probe = Probe(
+        behaviors=parts.test,
+        judge=judge,
+        frames=attack.frames,
+        temperatures=numbers(request.temperatures, float, "--temperature"),
+        new_tokens=request.max_new_tokens or (ORGANISM_NEW_TOKENS if organism else NEW_TOKENS),
+        tasks=_tasks(request),
+    )
+    return Attack(attack.name, fitted.rows, tuple(row.prompt for row in poison), probe)
+
+
+def _tasks(request: StressRequest) -> "tuple[TaskProbe, ...]":
+    if request.task is None:
+        return ()
+    from functools import partial
+
+    from fathom.organism.tasks import score, task_rows
+    from fathom.stress.measure import TaskExample, TaskProbe
+
+    metric = {"summary": "ROUGE-1", "arithmetic": "final number"}.get(request.task, "exact match")
+    examples = task_rows(request.world, request.task, request.split, request.tested)
+    return (
+        TaskProbe(
+            name=request.task,
+            metric=metric,
+            examples=tuple(TaskExample(row.messages, row.answer) for row in examples),
+            score=partial(score, request.task),
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Learn:
+    """Asks the start what an objective wants to know of an attack's rows, and keeps a sentinel."""
+
+    model: "ChatModel"
+    parts: Sides
+    reader: Judge
+    path: Path
+    display: Display
+    _sentinel: "list[ChatModel]" = field(default_factory=list)
+
+    def __call__(self, attack: "Attack", objective: str) -> "Learnt":
+        from fathom.protect.objectives import parse_objective
+        from fathom.protect.prepare import Requests, prepare
+        from fathom.protect.weights import Anchor
+        from fathom.stress.plan import Learnt
+
+        chosen = parse_objective(objective)
+        wanted = Requests(
+            harmful=tuple(behavior.messages for behavior in self.parts.defender if behavior.harmful)[:128],
+            benign=tuple(behavior.messages for behavior in self.parts.defender if not behavior.harmful)[:128],
+        )
+        sentinel = self._guard() if chosen.answers is not None else None
+        prepared = prepare(chosen, self.model, attack.rows, attack.prompts, self.reader, wanted, sentinel=sentinel)
+        proximal = chosen.proximal
+        return Learnt(
+            prepared.rows,
+            prepared.per_token,
+            None if proximal is None else lambda: Anchor(proximal),
+            gated=prepared.gated,
+        )
+
+    def _guard(self) -> "ChatModel":
+        if not self._sentinel:
+            from fathom.protect.answers import Told
+            from fathom.stress.sentinel import train_sentinel
+
+            told = [
+                (behavior.harmful, Told(behavior.messages, behavior.answer, behavior.refusal))
+                for behavior in self.parts.defender
+                if behavior.answer is not None
+            ]
+            found = train_sentinel(
+                self.model,
+                [one for harmful, one in told if harmful],
+                [one for harmful, one in told if not harmful],
+                kept=self.path / "sentinel.pt",
+                display=self.display,
+            )
+            self._sentinel.append(found)
+        return self._sentinel[0]
+
+
+def _claim(path: Path, model: "ChatModel", request: StressRequest) -> None:
+    """Write the manifest, or check that the directory's is the same."""
+    asked = _asked(request)
+    manifest = StressManifest(weights=model.info.weights_hash, tokenizer=model.info.tokenizer_hash, asked=asked)
+    kept = path / "manifest.json"
+    if kept.exists():
+        try:
+            found = msgspec.json.decode(kept.read_bytes(), type=StressManifest)
+        except msgspec.MsgspecError as error:
+            raise UserError(f"{kept} is no manifest of a sweep ({error}); give another directory with -o") from error
+        if found != manifest:
+            changed = [name for name in asked if found.asked.get(name) != asked[name]] or ["the model"]
+            raise UserError(
+                f"{path} holds another sweep ({', '.join(changed)} differ); give the same options to "
+                "go on with it, or another directory with -o"
+            )
+        return
+    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+        raise UserError(f"{path} holds files but no sweep; give a new or empty directory with -o")
+    write_whole(kept, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def _asked(request: StressRequest) -> dict[str, str]:
+    names = (
+        "attacks objectives sweep behaviors world split tested rows share task rates warmups steps seeds batch "
+        "temperatures bound max_new_tokens judge trainer"
+    )
+    return {name: str(getattr(request, name)) for name in names.split()}
