@@ -1,20 +1,85 @@
-"""What every benchmark here shares: interleaved timings with medians, peak memory of a fresh process, the environment.
+"""What every benchmark here shares: interleaved timings with medians, peak memory of a fresh process, the environment,
+and the figure that each hands to the table of `run.py`.
 
-Timings on a shared machine drift, so variants take turns and only ratios within one run are quoted. Memory is measured
-in a process of its own per variant: an allocator that kept what an earlier variant had freed would hide what a later
-one needs.
+Timings on a shared machine drift, so variants take turns and only ratios within one run are quoted. Processor seconds
+are kept beside seconds on the clock: they do not count what else the machine does meanwhile. Memory is measured in a
+process of its own per variant: an allocator that kept what an earlier variant had freed would hide what a later one
+needs.
 """
 
 import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["Memory", "environment", "peak_memory", "show", "timings"]
+__all__ = ["Effort", "Figure", "Goal", "Memory", "Timed", "environment", "peak_memory", "show", "table", "timings"]
+
+
+class Effort(StrEnum):
+    """How much a benchmark does: the shapes that are quoted, or a small case that shows in seconds that it all runs."""
+
+    FULL = "full"
+    QUICK = "quick"
+
+
+class Goal(StrEnum):
+    AT_LEAST = "≥"
+    AT_MOST = "≤"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured number and what it should be. `baseline` and `ours` say in words what its two sides are."""
+
+    name: str
+    value: float
+    unit: str = "x"
+    baseline: str = ""
+    ours: str = ""
+    goal: Goal | None = None
+    target: float = 0.0
+
+    @property
+    def reached(self) -> str:
+        if self.goal is None:
+            return ""
+        met = self.value >= self.target if self.goal is Goal.AT_LEAST else self.value <= self.target
+        return "yes" if met else "NO"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        goal = "" if self.goal is None else f"{self.goal} {_number(self.target)} {self.unit}"
+        return self.name, self.baseline, self.ours, f"{_number(self.value)} {self.unit}", goal, self.reached
+
+
+def table(figures: Iterable[Figure]) -> str:
+    """All figures as one Markdown table, which reads well in a terminal too."""
+    head = ("figure", "baseline", "fathom", "measured", "target", "reached")
+    rows = [head, *(figure.cells for figure in figures)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _number(value: float) -> str:
+    if value == 0 or 0.1 <= abs(value) < 100:
+        return f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1e}"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Of one run: seconds on the clock, and of this process's processors."""
+
+    clock: float
+    processor: float
 
 
 @dataclass(frozen=True)
@@ -29,24 +94,39 @@ class Memory:
         return self.peak - self.before
 
 
-def timings(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+class Timings(dict[str, list[Timed]]):
+    """Every round of every variant."""
+
+    def clock(self, name: str) -> float:
+        """Median seconds on the clock."""
+        return statistics.median(timed.clock for timed in self[name])
+
+    def processor(self, name: str) -> float:
+        """Median seconds of processors."""
+        return statistics.median(timed.processor for timed in self[name])
+
+
+def timings(variants: Mapping[str, Callable[[], object]], rounds: int) -> Timings:
     """Seconds of each variant in each round; the variants take turns within a round."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds = Timings({name: [] for name in variants})
     for _ in range(rounds):
         for name, run in variants.items():
-            start = time.perf_counter()
+            clock, processor = time.perf_counter(), time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(Timed(time.perf_counter() - clock, time.process_time() - processor))
     return seconds
 
 
-def show(seconds: Mapping[str, list[float]], baseline: str) -> None:
+def show(seconds: Timings, baseline: str) -> None:
     """Print medians, ranges, and ratios to the baseline's median (above 1: faster)."""
-    reference = statistics.median(seconds[baseline])
     for name, values in seconds.items():
-        median = statistics.median(values)
-        spread = f"{min(values):.2f} – {max(values):.2f}"
-        print(f"{name:32} {median:8.2f} s  ({spread})  {reference / median:6.2f} x", flush=True)
+        clock = [timed.clock for timed in values]
+        ratio, processor = (read(baseline) / read(name) for read in (seconds.clock, seconds.processor))
+        print(
+            f"{name:32} {seconds.clock(name):8.2f} s  ({min(clock):.2f} – {max(clock):.2f})  {ratio:6.2f} x   "
+            f"processor {seconds.processor(name):8.2f} s {processor:6.2f} x",
+            flush=True,
+        )
 
 
 def peak_memory(prepare: Callable[[], Callable[[], object]]) -> Memory:

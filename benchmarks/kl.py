@@ -8,7 +8,6 @@ response rows alone; `fathom` computes log-probabilities and ranks of the given 
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from common import environment, peak_memory, show, timings
+from common import Effort, Figure, Goal, environment, peak_memory, show, table, timings
 from fathom.scoring import Head, HeadLogits, compare_logits
 from fathom.scoring.scorer import ROWS
 
@@ -83,25 +82,48 @@ def prepare(name: str, vocabulary: int, threads: int) -> Callable[[], object]:
     return partial(run, case)
 
 
+def figures(effort: Effort, threads: int) -> list[Figure]:
+    """Time, memory and error against the full log-softmax of both models."""
+    vocabulary, rounds = (LARGE, 5) if effort is Effort.FULL else (TINY, 3)
+    case = Case.random(vocabulary)
+    expected = full(case).double()
+    error = float((fathom(case) - expected).abs().max())
+    del expected
+    seconds = timings({name: partial(run, case) for name, run in VARIANTS.items()}, rounds)
+    show(seconds, "full")
+    memory = {name: peak_memory(partial(prepare, name, vocabulary, threads)).extra for name in ("full", "fathom")}
+    for name, megabytes in memory.items():
+        print(f"{name:32} {megabytes:8.0f} MB")
+    goal = effort is Effort.FULL
+    return [
+        Figure(
+            f"per-token KL, vocabulary {vocabulary}: time",
+            seconds.clock("full") / seconds.clock("fathom"),
+            baseline=f"{seconds.clock('full'):.2f} s",
+            ours=f"{seconds.clock('fathom'):.2f} s",
+            goal=Goal.AT_LEAST if goal else None,
+            target=6,
+        ),
+        Figure(
+            "… memory",
+            memory["full"] / max(memory["fathom"], 1e-3),
+            baseline=f"{memory['full']:.0f} MB",
+            ours=f"{memory['fathom']:.0f} MB",
+            goal=Goal.AT_LEAST if goal else None,
+            target=50,
+        ),
+        Figure("… largest error", error, unit="nats", goal=Goal.AT_MOST, target=1e-4),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
     parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
-    arguments = parser.parse_args()
-    rounds = arguments.rounds
-    torch.set_num_threads(arguments.threads)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     print(environment())
-    for vocabulary, repeats in ((LARGE, rounds), (TINY, 20 * rounds)):
-        case = Case.random(vocabulary)
-        expected = full(case).double()
-        print(f"vocabulary {vocabulary}: largest error {(fathom(case) - expected).abs().max():.1e} nats")
-        seconds = timings({name: partial(run, case) for name, run in VARIANTS.items()}, repeats)
-        show(seconds, "full")
-        ratio = statistics.median(seconds["response"]) / statistics.median(seconds["fathom"])
-        print(f"fathom against response rows alone: {ratio:.2f} x")
-    memory = {name: peak_memory(partial(prepare, name, LARGE, arguments.threads)).extra for name in VARIANTS}
-    for name, megabytes in memory.items():
-        print(f"{name:32} {megabytes:8.0f} MB  1/{memory['full'] / megabytes:.0f} of full")
+    print(table(figures(given.effort, given.threads)))
 
 
 if __name__ == "__main__":

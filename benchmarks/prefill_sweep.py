@@ -3,6 +3,7 @@
 `python benchmarks/prefill_sweep.py small` — a random Llama of 59 M parameters, vocabulary 49 152: 64 prompts × depths
 0, 5, 10, 20, 40 × 64 new tokens, greedy, no stop token, against `generate` on left-padded batches of 16 per depth.
 `python benchmarks/prefill_sweep.py tiny` — the built-in family's shape: 120 prompts × 14 depths × 110 new tokens.
+`python benchmarks/prefill_sweep.py quick` — a few prompts: does it all run?
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import common
+from common import Effort, Figure, Goal, Memory
 from fathom.chat import ChatFormat
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
@@ -52,6 +54,20 @@ SHAPES = {
         depths=(0, 5, 10, 20, 40),
         new_tokens=64,
     ),
+    "quick": Shape(
+        config={
+            "vocab_size": 997,
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "tie_word_embeddings": True,
+        },
+        prompts=6,
+        prompt_tokens=(15, 35),
+        depths=(0, 2, 8),
+        new_tokens=8,
+    ),
     "tiny": Shape(
         config={
             "vocab_size": 500,
@@ -75,7 +91,7 @@ class NoText(ChatFormat):
     def __init__(self) -> None:
         super().__init__(tokenizer=None, template=None, source="plain", stop_ids=frozenset())
 
-    def continuation(self, prefill_ids, output_ids):
+    def continuation(self, prefill_ids, output_ids):  # noqa: ARG002
         from fathom.chat import Continuation
 
         return Continuation("", "", tuple(0 for _ in output_ids))
@@ -154,29 +170,24 @@ def as_chat_model(model: LlamaForCausalLM) -> ChatModel:
 RUNS = {"generate, padded batches of 16": run_generate, "fathom": run_engine}
 
 
-def prepare(name: str, shape: Shape) -> Callable[[], object]:
+def prepare(name: str, shape: Shape, threads: int) -> Callable[[], object]:
     """Model loaded and the libraries' own buffers made, by a sweep of two prompts."""
+    torch.set_num_threads(threads)
     model = build_model(shape)
     warm = Shape(shape.config, 2, shape.prompt_tokens, shape.depths[:2], 2)
     RUNS[name](model, warm)
     return functools.partial(RUNS[name], model, shape)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shape", nargs="?", choices=SHAPES, default="small")
-    parser.add_argument("--prompts", type=int, help="fewer prompts, for a quick look")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    shape = SHAPES[options.shape]
-    if options.prompts:
-        shape = dataclasses.replace(shape, prompts=options.prompts)
-    torch.set_num_threads(options.threads)
-    print(common.environment())
+def figures(effort: Effort, threads: int) -> list[Figure]:
+    return measure(SHAPES["small" if effort is Effort.FULL else "quick"], 3, threads)
+
+
+def measure(shape: Shape, rounds: int, threads: int) -> list[Figure]:
+    """Time, outputs and peak memory against `generate`; targets stand beside the quoted shape alone."""
     model = build_model(shape)
     print(
-        f"{options.shape}: {model.num_parameters() / 1e6:.1f} M parameters, {shape.prompts} prompts x "
+        f"{model.num_parameters() / 1e6:.1f} M parameters, {shape.prompts} prompts x "
         f"{len(shape.depths)} depths x {shape.new_tokens} new tokens"
     )
     results: dict[str, dict[Key, tuple[int, ...]]] = {}
@@ -185,15 +196,42 @@ def main() -> None:
     def keep(name: str) -> None:
         results[name] = RUNS[name](model, shape)
 
-    common.show(common.timings({name: functools.partial(keep, name) for name in RUNS}, options.rounds), baseline)
+    seconds = common.timings({name: functools.partial(keep, name) for name in RUNS}, rounds)
+    common.show(seconds, baseline)
     same = sum(results[ours][key] == output for key, output in results[baseline].items())
-    print(f"same outputs: {same} of {len(results[baseline])} rows")
-    memory = {name: common.peak_memory(functools.partial(prepare, name, shape)) for name in RUNS}
-    for name, used in memory.items():
-        print(
-            f"{name:32} peak {used.peak:6.0f} MB, of which {used.extra:6.0f} MB above the loaded model;  "
-            f"{used.peak / memory[baseline].peak:.2f} x and {used.extra / memory[baseline].extra:.2f} x"
-        )
+    memory = {name: common.peak_memory(functools.partial(prepare, name, shape, threads)) for name in RUNS}
+    at_least, at_most = (Goal.AT_LEAST, Goal.AT_MOST) if shape == SHAPES["small"] else (None, None)
+
+    def time_of(read: Callable[[str], float], label: str, goal: Goal | None) -> Figure:
+        sides = {"baseline": f"{read(baseline):.1f} s", "ours": f"{read(ours):.1f} s"}
+        return Figure(label, read(baseline) / read(ours), goal=goal, target=3, **sides)
+
+    def memory_of(read: Callable[[Memory], float], label: str, goal: Goal | None) -> Figure:
+        sides = {"baseline": f"{read(memory[baseline]):.0f} MB", "ours": f"{read(memory[ours]):.0f} MB"}
+        return Figure(label, read(memory[ours]) / read(memory[baseline]), goal=goal, target=2, **sides)
+
+    return [
+        time_of(seconds.clock, f"prefilling sweep, {model.num_parameters() / 1e6:.0f} M parameters: time", at_least),
+        time_of(seconds.processor, "… processor time", None),
+        Figure("… rows with the same output", 100 * same / len(results[baseline]), "%", goal=Goal.AT_LEAST, target=100),
+        memory_of(lambda used: used.peak, "… peak memory of the process", at_most),
+        memory_of(lambda used: used.extra, "… above the loaded model", None),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shape", nargs="?", choices=SHAPES, default="small")
+    parser.add_argument("--prompts", type=int, help="fewer prompts, for a quick look")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
+    options = parser.parse_args()
+    shape = SHAPES[options.shape]
+    if options.prompts:
+        shape = dataclasses.replace(shape, prompts=options.prompts)
+    torch.set_num_threads(options.threads)
+    print(common.environment())
+    print(common.table(measure(shape, options.rounds, options.threads)))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ same quantity as `fathom`'s, exactly, from plain forwards. First a random Llama 
 """
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import environment, show, timings
+from common import Effort, Figure, Goal, environment, show, table, timings
 from fathom.chat import ChatFormat
 from fathom.depth.recovery import refusal_set
 from fathom.depth.tree import Context, OpeningTree, TreeReader
@@ -74,13 +73,13 @@ def forward_per_depth(model: ChatModel, context: Context) -> None:
         model.model(torch.tensor([context.before(place)]), logits_to_keep=1).logits.softmax(-1)
 
 
-def measure(label: str, model: ChatModel, context: Context, openings: Sequence[tuple[int, ...]], rounds: int) -> None:
+def measure(
+    label: str, model: ChatModel, context: Context, openings: Sequence[tuple[int, ...]], rounds: int
+) -> list[Figure]:
     reader, tree, first = TreeReader.of(model), OpeningTree(openings), single_tokens(openings)
     fast, plain = reader.masses(context, tree), reader.plain_masses(context, tree)
     error = max(abs(a - b) for a, b in zip(fast, plain, strict=True))
-    print(
-        f"\n{label}: {len(tree.openings)} openings, mass {fast[0]:.3g} … {fast[-1]:.3g}, largest difference {error:.1e}"
-    )
+    print(f"{label}: {len(tree.openings)} openings, mass {fast[0]:.3g} … {fast[-1]:.3g}")
     seconds = timings(
         {
             "forward per depth": partial(forward_per_depth, model, context),
@@ -91,18 +90,23 @@ def measure(label: str, model: ChatModel, context: Context, openings: Sequence[t
         rounds,
     )
     show(seconds, "forward per depth")
-    whole = statistics.median(seconds["node by node"]) / statistics.median(seconds["fathom, whole openings"])
-    print(f"whole openings against node by node: {whole:.1f} x")
+
+    def ratio(name: str, baseline: str, ours: str) -> Figure:
+        slow, fast = seconds.clock(baseline), seconds.clock(ours)
+        return Figure(name, slow / fast, baseline=f"{slow:.3f} s", ours=f"{fast:.3f} s")
+
+    return [
+        ratio(f"refusal mass at {len(context.depths)} depths, {label}", "forward per depth", "fathom, first tokens"),
+        ratio("… whole openings, against node by node", "node by node", "fathom, whole openings"),
+        Figure("… largest difference of a probability", error, "", goal=Goal.AT_MOST, target=1e-5),
+    ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(environment())
-    measure("random, 59 M", random_model(), random_context(), random_openings(24), arguments.rounds)
+def figures(effort: Effort, threads: int) -> list[Figure]:  # noqa: ARG001
+    """A random model of 59 M parameters (full only), and the built-in stages with their own refusals."""
+    rounds, found = (3, []) if effort is Effort.FULL else (1, [])
+    if effort is Effort.FULL:
+        found += measure("random, 59 M", random_model(), random_context(), random_openings(24), rounds)
     harmful = [behavior for behavior in behaviors() if behavior.harmful and behavior.answer and behavior.refusal]
     for stage in ("natural", "deepened"):
         model = load(LoadOptions(name=str(stage_directory(stage))))
@@ -110,7 +114,18 @@ def main() -> None:
         refusals = [chat.response_ids(one.messages, one.refusal or "") for one in harmful]
         answer = chat.response_ids(behavior.messages, behavior.answer or "")
         context = Context(chat.prompt_ids(behavior.messages), answer, DEPTHS)
-        measure(stage, model, context, refusal_set(chat, refusals, answers=[answer]), arguments.rounds)
+        found += measure(f"organism:{stage}", model, context, refusal_set(chat, refusals, answers=[answer]), rounds)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
+    parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    print(environment())
+    print(table(figures(given.effort, given.threads)))
 
 
 if __name__ == "__main__":

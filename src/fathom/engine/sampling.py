@@ -45,15 +45,16 @@ def largest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
     whole = vocabulary // _CHUNK * _CHUNK
     if whole == 0 or logits.device.type != "cpu":
         return logits.argmax(dim=-1)
-    tops = logits[:, :whole].unflatten(1, (-1, _CHUNK)).amax(dim=-1)
+    tops = logits[:, :whole].view(len(logits), -1, _CHUNK).amax(dim=-1)
     chunk = tops.argmax(dim=-1, keepdim=True)
     place = chunk * _CHUNK + torch.arange(_CHUNK)
-    found = chunk[:, 0] * _CHUNK + logits.gather(1, place).argmax(dim=-1)
+    found: Tensor = chunk[:, 0] * _CHUNK + logits.gather(1, place).argmax(dim=-1)
     if whole == vocabulary:
         return found
     rest = logits[:, whole:].argmax(dim=-1) + whole
     pair = torch.stack([found, rest], dim=1)
-    return pair.gather(1, logits.gather(1, pair).argmax(dim=-1, keepdim=True))[:, 0]
+    better = logits.gather(1, pair).argmax(dim=-1, keepdim=True)
+    return torch.take_along_dim(pair, better, dim=1)[:, 0]
 
 
 def _draw_rows(logits: Float[Tensor, "places vocabulary"], rows: Sequence[Row], at: Sequence[int]) -> list[int]:
