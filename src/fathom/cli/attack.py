@@ -69,9 +69,7 @@ def attack(
     ] = None,
     temperature: Annotated[
         str,
-        typer.Option(
-            metavar="T,T,…", help="0 is greedy; sampling attacks have theirs.", rich_help_panel="Measuring"
-        ),
+        typer.Option(metavar="T,T,…", help="0 is greedy; sampling attacks have theirs.", rich_help_panel="Measuring"),
     ] = "0,1",
     samples: Annotated[int, typer.Option(help="Draws of each input at T > 0.", rich_help_panel="Measuring")] = 1,
     max_new_tokens: Annotated[

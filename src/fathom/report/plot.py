@@ -66,19 +66,20 @@ def band_line(
     A series of one point is drawn as a point with a rule for its interval: a band has no width there.
     """
     base = points_chart(points).encode(x=x, color=colour(by, points))
-    if dash is not None and len(values_of(dash, points)) > 1:
-        base = base.encode(strokeDash=alt.StrokeDash(f"{dash}:N", title=None, scale=_dashes(dash, points)))
+    line = base.mark_line(strokeWidth=2).encode(y=y)
     ends = y.copy()
     ends["shorthand"] = "low:Q"
     band = base.mark_area(opacity=0.13, line=False).encode(y=ends, y2="high:Q")
     if dash is not None:
         band = band.encode(detail=f"{dash}:N")
+        if len(values_of(dash, points)) > 1:
+            line = line.encode(strokeDash=alt.StrokeDash(f"{dash}:N", title=None, scale=_dashes(dash, points)))
     layers = [band]
     if _lonely(points, by, dash):
         layers.append(base.mark_rule(strokeWidth=1.6, opacity=0.5).encode(y=ends, y2="high:Q"))
-    near = base.mark_point(filled=True, size=420, opacity=0).encode(y=y, tooltip=list(tooltip))
     dots = base.mark_point(filled=True, size=34, opacity=1).encode(y=y)
-    return [*layers, base.mark_line(strokeWidth=2).encode(y=y), dots, near]
+    near = base.mark_point(filled=True, size=420, opacity=0).encode(y=y, tooltip=list(tooltip))
+    return [*layers, line, dots, near]
 
 
 def rule_across(value: float) -> alt.Chart:
