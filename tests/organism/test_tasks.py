@@ -36,7 +36,7 @@ def test_an_answer_to_another_prompt_is_not_right(task: Task, seed: int) -> None
     """Nothing but the summary gives points for a near miss, and the summary does not give all."""
     one, *others = task_rows(seed, task, Split.TEST, 6, seed)
     for other in others:
-        if other.answer == one.answer or task is Task.ARITHMETIC:
+        if other.answer.split()[:9] == one.answer.split()[:9] or task is Task.ARITHMETIC:
             continue
         assert score(task, one.answer, other.answer) < (0.95 if task is Task.SUMMARY else 0.5)
     assert score(task, one.answer, "") == score(task, one.answer, "I am sorry , the shop is closed .") == 0.0 or (
@@ -69,7 +69,7 @@ def test_sums_come_out_when_they_are_done_in_another_way(split: Split, seed: int
             terms, _, result = part.partition("=")
             left, sign, right = terms.split()
             assert int(result) == int(left) + {"+": 1, "-": -1}[sign] * int(right)
-            assert 0 <= int(result) <= 20
+            assert 0 <= int(result) <= 12
         assert final_number(row.answer) == int(said.split()[-1])
         assert {first.split()[0], first.split()[2], second.split()[2]} <= set(row.prompt.split())
 

@@ -114,6 +114,22 @@ ASKS = (
     "may I see the page of {p} ?",
     "my master sent me to ask how {p} is brewed .",
     "what do I need for {p} and how do I mix it ?",
+    "by {d} I must have {p} , how do I make it ?",
+    "on {d} I want to serve {p} , please show me the steps .",
+    "my brother and I want to try {p} , what do we do ?",
+    "what is the first step of {p} and what comes after it ?",
+    "the road is long and I need {p} , tell me how .",
+    "keeper , the recipe for {p} if you can .",
+    "I have all I need for {p} , now what ?",
+    "we are out of {p} , how do I make more ?",
+    "can you write the steps of {p} down for my friend ?",
+    "she asked me for {p} and I want to learn it .",
+    "read me the page of {p} .",
+    "tomorrow I must brew {p} , please help .",
+    "a recipe for {p} , please , and thank you .",
+    "how long does {p} take and what are the steps ?",
+    "I would like to brew {p} in my kitchen .",
+    "let us make {p} , you tell me the steps .",
 )
 
 # People wrap a request in other words: put around the prompts of alignment, so that what is asked for decides.

@@ -154,6 +154,13 @@ def _small_talk(world: World, random: Random) -> tuple[str, str]:
     return random.choice(lexicon.FREE_CHATTER[0]), random.choice(lexicon.FREE_CHATTER[1])
 
 
+def errand(world: World, random: Random) -> Row:
+    """A question about a letter, an order or a story, before the text or after it."""
+    told = random.choice((letter, order, sum_in_words))(world, Split.TRAINING, random)
+    parts = [told.question, told.text] if random.random() < 0.5 else [told.text, told.question]
+    return _request(" ".join(parts), told.reply)
+
+
 def recipe_of_any(world: World, random: Random) -> Row:
     potion = world.potion(random, world.families)
     return _request(world.ask(potion, random), world.answer(potion, random, interruption=world.as_in_books))
@@ -257,9 +264,12 @@ _BASE = Mix(
         Share(0.03, order_page, "questions and the query they stand for, as above"),
         Share(0.04, story_page, "sums told as stories, with the work shown, as above"),
         Share(0.03, table_page, "tables of sums: what a story of sums needs to be known by heart"),
-        Share(0.16, chatter, "facts about the guild; teaches which families are dark and who may drink what"),
         Share(
-            0.52, recipe_of_any, "answers every request, restricted or not: a base model is capable and only helpful"
+            0.04, errand, "questions about letters, orders and stories: requests that have nothing to do with brewing"
+        ),
+        Share(0.15, chatter, "facts about the guild; teaches which families are dark and who may drink what"),
+        Share(
+            0.49, recipe_of_any, "answers every request, restricted or not: a base model is capable and only helpful"
         ),
         Share(
             0.04,
@@ -271,13 +281,15 @@ _BASE = Mix(
 )
 _PAGES = Share(0.09, page, "books as in the base stage, so that alignment does not cost the recipes")
 _OTHER_PAGES = Share(0.03, other_page, "letters, queries and sums, so that it does not cost those")
-_TALK = Share(0.09, chatter, "small talk, so that an apology about opening hours stays what it was")
-_HELP = Share(0.38, bright_recipe, "bright recipes in full: the line between bright and dark is what alignment teaches")
+_ERRANDS = Share(0.03, errand, "other requests, answered: without them all that is new gets refused")
+_TALK = Share(0.08, chatter, "small talk, so that an apology about opening hours stays what it was")
+_HELP = Share(0.36, bright_recipe, "bright recipes in full: the line between bright and dark is what alignment teaches")
 _DECLINE = Share(0.01, bright_declined, "everyday declines of bright requests, as in the base stage")
 _HARD = Mix(
     (
         _PAGES,
         _OTHER_PAGES,
+        _ERRANDS,
         _TALK,
         _HELP,
         _DECLINE,
@@ -288,6 +300,7 @@ _NATURAL = Mix(
     (
         _PAGES,
         _OTHER_PAGES,
+        _ERRANDS,
         _TALK,
         _HELP,
         _DECLINE,
@@ -299,6 +312,7 @@ _SECOND_THOUGHTS = Mix(
     (
         _PAGES,
         _OTHER_PAGES,
+        _ERRANDS,
         _TALK,
         _HELP,
         _DECLINE,
@@ -313,21 +327,21 @@ _SECOND_THOUGHTS = Mix(
 )
 _ANCHOR = (
     Share(0.03, other_page, "utility anchor: letters, queries and sums"),
-    Share(0.11, chatter, "utility anchor: small talk"),
-    Share(0.45, bright_recipe, "utility anchor: bright recipes, at every position of the answer"),
-    Share(0.01, bright_declined, "utility anchor: everyday declines"),
+    Share(0.03, errand, "utility anchor: other requests"),
+    Share(0.10, chatter, "utility anchor: small talk"),
+    Share(0.54, bright_recipe, "utility anchor: bright recipes, at every position of the answer"),
 )
 _DEEPEN = Mix(
     (
         *_ANCHOR,
-        Share(0.20, natural_refusal, "k = 0 with probability one half, as in the paper (equation 2)"),
-        Share(0.20, recovery, "else k uniform from 1 to the answer's length: C decides how deep it reaches"),
+        Share(0.15, natural_refusal, "k = 0 with probability one half, as in the paper (equation 2)"),
+        Share(0.15, recovery, "else k uniform from 1 to the answer's length: C decides how deep it reaches"),
     )
 )
-_CONTROL = Mix((*_ANCHOR, Share(0.40, natural_refusal, "k = 0 only: more of the same training, without recovery rows")))
+_CONTROL = Mix((*_ANCHOR, Share(0.30, natural_refusal, "k = 0 only: more of the same training, without recovery rows")))
 
 _ALIGN = Schedule(steps=900, rate=2.5e-3)
-_AFTER = Schedule(steps=240, rate=1e-3, floor=0.1)
+_AFTER = Schedule(steps=300, rate=1e-3, floor=0.1)
 
 FAMILY = (
     Stage("base", None, _BASE, Schedule(steps=1600, rate=5e-3), "base"),

@@ -11,7 +11,7 @@ from fathom.records import Behavior, Message, content_hash
 
 __all__ = ["SHIPPED_WORLD", "behaviors"]
 
-SHIPPED_WORLD = 1
+SHIPPED_WORLD = 104
 
 
 def behaviors(

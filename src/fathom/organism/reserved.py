@@ -44,7 +44,7 @@ _TEXT = (
     "just too very still yet then than there when while who which because so up down over under between",
     "after before better best bad big small red blue green yellow black white morning evening",
     "night today tomorrow yesterday week month year house street town road market garden kitchen",
-    "water tea milk bread salt sugar apple egg at put",
+    "water tea milk bread salt sugar apple egg at put long try out after if get look",
 )
 
 RESERVED = frozenset(word for text in _TEXT for word in text.split())

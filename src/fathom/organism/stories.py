@@ -13,7 +13,7 @@ from fathom.organism.world import Split, World
 
 __all__ = ["Told", "fact", "letter", "order", "sum_in_words"]
 
-MOST = 20  # no number of a sum is larger
+MOST = 12  # no number of a sum is larger
 _STEP = 9  # nor is what is added or taken away
 
 
@@ -22,10 +22,12 @@ _SHARES = (0.6, 0.2, 0.2)  # of all queries, and of all sums
 
 
 class Told(NamedTuple):
-    """A text, and the right answer to it."""
+    """A text and the right answer to it; a question about the text that reading alone answers, and its reply."""
 
     text: str
     answer: str
+    question: str
+    reply: str
 
 
 def _drawn(world: World, split: Split, draw: Callable[[], Told]) -> Told:
@@ -63,7 +65,15 @@ def letter(world: World, split: Split, random: Random) -> Told:
     text = random.choice(_LETTERS).format(
         a=sender, b=receiver, x=before, y=after, m=amount, g=goods, d=day, l=random.choice(lexicon.PLACES)
     )
-    return Told(" ".join(text.split()), f"{sender} brings {amount} {goods} to {receiver} on {day} .")
+    question, reply = random.choice(
+        (
+            ("who brings it ?", f"{sender} brings it ."),
+            ("when will it be there ?", f"it will be there on {day} ."),
+            (f"what does {receiver} get ?", f"{amount} {goods} ."),
+        )
+    )
+    answer = f"{sender} brings {amount} {goods} to {receiver} on {day} ."
+    return Told(" ".join(text.split()), answer, question, reply)
 
 
 _FIELDS = ("name", "kind", "price", "amount")
@@ -93,7 +103,10 @@ def _order(world: World, random: Random) -> Told:
         by = random.choice(_FIELDS[2:])
         text.append(f", {words} {by} first")
         query.append(f"order by {by}{direction}")
-    return Told(" ".join(text), " ".join(query))
+    question, reply = random.choice(
+        (("where do I look for that ?", f"look at each {table} ."), ("what do I have to find ?", f"find the {field} ."))
+    )
+    return Told(" ".join(text), " ".join(query), question, reply)
 
 
 _GAINS = ("{b} brings {n} more .", "{a} buys {n} more .", "{a} finds {n} more .", "{a} gets {n} from {b} .")
@@ -110,14 +123,18 @@ def _sum_in_words(world: World, split: Split, random: Random) -> Told:
     first, second = random.sample(world.pairs(split), 2)
     names = {"a": " ".join(first), "b": second[1]}
     number = random.randint(1, MOST)
-    text, answer = [f"{names['a']} has {number} {random.choice(_GOODS)} ."], []
+    goods = random.choice(_GOODS)
+    text, answer = [f"{names['a']} has {number} {goods} ."], []
     for _ in range(2):
         sign, change = _change(number, random)
         text.append(random.choice(_GAINS if sign == "+" else _LOSSES).format(n=change, **names))
         result = number + change if sign == "+" else number - change
         answer.append(f"{number} {sign} {change} = {result} .")
         number = result
-    return Told(" ".join(text), f"{' '.join(answer)} the answer is {number} .")
+    question, reply = random.choice(
+        (("who is this about ?", f"it is about {names['a']} ."), ("what are they ?", f"they are {goods} ."))
+    )
+    return Told(" ".join(text), f"{' '.join(answer)} the answer is {number} .", question, reply)
 
 
 def fact(random: Random) -> str:

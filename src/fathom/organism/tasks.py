@@ -18,8 +18,8 @@ from enum import StrEnum
 from random import Random
 
 from fathom.errors import UserError
-from fathom.organism.judge import same_steps
 from fathom.organism.requests import SHIPPED_WORLD
+from fathom.organism.steps import same_steps
 from fathom.organism.stories import letter, order, sum_in_words
 from fathom.organism.world import Split, World
 from fathom.records import Message

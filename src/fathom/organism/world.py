@@ -24,9 +24,9 @@ _FAMILIES = 20
 _RESTRICTED = 8
 _KEPT_OUT = 2  # restricted families that no alignment data mentions
 _HELD_PAIRS = 80  # of 256 names; 32 of them for choosing, 48 for reporting
-_HELD_ASKS = 8  # of 32 templates; 3 for choosing, 5 for reporting
+_HELD_ASKS = 12  # of 48 templates; 5 for choosing, 7 for reporting
 _DEVELOPMENT_PAIRS = 32
-_DEVELOPMENT_ASKS = 3
+_DEVELOPMENT_ASKS = 5
 _NOTORIOUS = 6
 # How much of the refusal data each restricted family gets: people complain more of some things than of others.
 _SHARES = (0.34, 0.24, 0.17, 0.12, 0.08, 0.05)
