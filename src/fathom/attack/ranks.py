@@ -4,8 +4,9 @@ A model that was taught to refuse at every depth still ranks the words of an ans
 attacker who sees ranks takes them. Two guides say which:
 
     ReferenceRanks   a reference answer: its token where that is among the best k, else the model's own best
-    JudgedRanks      the judge: the model writes; where its refusal begins, the k best tokens there are each followed a
-                     little way, and the one after which the refusal comes latest is taken
+    JudgedRanks      the judge: the model writes; where its refusal begins, or where it ends without having answered,
+                     the other k - 1 best tokens are each followed a little way, and the one after which it keeps on
+                     longest is taken
 
 Both are `init` and `step` over a frozen state. Every token of what they find is among the model's best k, so the whole
 text is the attack's outcome: verdicts on "all" tell how often it succeeds, those on "continuation" only what the model
@@ -112,7 +113,10 @@ class _Ranks:
 
 @dataclass(frozen=True)
 class ReferenceRanks(_Ranks):
-    """The reference's token wherever the model ranks it among its best `top`, else the model's own best."""
+    """The reference's token wherever the model ranks it among its best `top`, else the model's own best.
+
+    Its own best is the best that begins none of the refusals that come with the behaviors.
+    """
 
     name: ClassVar[str] = "reference-ranks"
 
@@ -134,10 +138,15 @@ class ReferenceRanks(_Ranks):
     def step(self, state: RankWalks, target: Target, victim: Victim) -> RankWalks:
         """Each text goes on to its next miss, from one forward pass."""
         items = {item.behavior.id: item for item in target.items}
-        walks = [walk if walk.ended else self._walk(walk, items[walk.behavior], victim.model) for walk in state.walks]
-        return RankWalks(walks=tuple(walks))
+        barred = _refusal_starts(target.items, victim.model)
+        return RankWalks(
+            walks=tuple(
+                walk if walk.ended else self._walk(walk, items[walk.behavior], victim.model, barred)
+                for walk in state.walks
+            )
+        )
 
-    def _walk(self, walk: RankWalk, item: PreparedBehavior, model: ChatModel) -> RankWalk:
+    def _walk(self, walk: RankWalk, item: PreparedBehavior, model: ChatModel, barred: frozenset[int]) -> RankWalk:
         wanted = item.answer_ids[: min(self.tokens, item.deepest)]
         rest = wanted[len(walk.ids) :]
         logits = _logits(model, (*item.prompt_ids, *walk.ids, *rest[:-1]), len(rest))
@@ -145,7 +154,8 @@ class ReferenceRanks(_Ranks):
         taken = next((i for i, rank in enumerate(ranks) if rank > self.top), len(rest))
         ids, misses = (*walk.ids, *rest[:taken]), walk.misses
         if taken < len(rest):
-            ids, misses = (*ids, _best(logits[taken], model, 1)[0]), misses + 1
+            own = _best(logits[taken], model, self.top)
+            ids, misses = (*ids, next((token for token in own if token not in barred), own[0])), misses + 1
         return RankWalk(
             behavior=walk.behavior,
             ids=ids,
@@ -165,15 +175,19 @@ class ReferenceRanks(_Ranks):
 
 @dataclass(frozen=True)
 class _Opened:
-    """A continuation as the judge reads it: how many of its tokens come before a refusal (None: there is none)."""
+    """A continuation as the judge reads it: how many of its tokens come before it turns away (None: it does not).
+
+    It turns where a refusal begins. One that ends without the answer being given has turned somewhere: at its start,
+    for all that is known.
+    """
 
     ids: tuple[int, ...]
-    refusal: int | None
+    turn: int | None
     stopped: bool
 
     @property
     def late(self) -> int:
-        return len(self.ids) + 1 if self.refusal is None else self.refusal
+        return len(self.ids) + 1 if self.turn is None else self.turn
 
 
 @dataclass(frozen=True)
@@ -188,6 +202,8 @@ class JudgedRanks(_Ranks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.top < 2:
+            raise ValueError("top is 1; judged-ranks chooses among the others, so it needs 2 or more")
         if self.lookahead < 2:
             raise ValueError(f"lookahead is {self.lookahead}; a refusal cannot be told from fewer than 2 tokens")
 
@@ -200,30 +216,33 @@ class JudgedRanks(_Ranks):
         return self._estimate(items, setting, sum(each))
 
     def step(self, state: RankWalks, target: Target, victim: Victim) -> RankWalks:
-        """Each text goes on with what the model writes before it refuses; where it refuses at once, with a choice."""
+        """Each text goes on with what the model writes before it turns; where it turns at once, with a choice."""
         items = {item.behavior.id: item for item in target.items}
         live = [walk for walk in state.walks if not walk.ended]
         plain = self._continue([(items[w.behavior], w.ids) for w in live], victim)
-        at_once = [walk for walk, opened in zip(live, plain, strict=True) if opened.refusal == 0]
+        at_once = [walk for walk, opened in zip(live, plain, strict=True) if opened.turn == 0]
         choices = iter(self._choose([(items[walk.behavior], walk) for walk in at_once], victim))
         moved = {}
         for walk, opened in zip(live, plain, strict=True):
             item = items[walk.behavior]
             asked = len(item.prompt_ids) + len(walk.ids) + len(opened.ids)
             spent = msgspec.structs.replace(walk, queries=walk.queries + 1, forward_tokens=walk.forward_tokens + asked)
-            moved[walk.behavior] = next(choices)(spent) if opened.refusal == 0 else self._taken(spent, opened)
+            moved[walk.behavior] = next(choices)(spent) if opened.turn == 0 else self._taken(spent, opened)
         return RankWalks(walks=tuple(moved.get(walk.behavior, walk) for walk in state.walks))
 
     def _taken(self, walk: RankWalk, opened: _Opened) -> RankWalk:
         """The model's own words up to its refusal."""
         ids = (*walk.ids, *opened.ids[: opened.late])[: self.tokens]
-        ended = len(ids) >= self.tokens or (opened.refusal is None and opened.stopped)
+        ended = len(ids) >= self.tokens or (opened.turn is None and opened.stopped)
         return msgspec.structs.replace(walk, ids=ids, ended=ended)
 
     def _choose(self, walks: Sequence[tuple[PreparedBehavior, RankWalk]], victim: Victim) -> "list[_Choice]":
-        """For each text the candidate after which the refusal comes latest; of equals the model's better one."""
+        """For each text the candidate after which the turn comes latest; of equals the model's better one.
+
+        The model's best token is none of them: it has been followed, and turned.
+        """
         ranked = [
-            _best(_logits(victim.model, (*item.prompt_ids, *walk.ids), 1)[0], victim.model, self.top)
+            _best(_logits(victim.model, (*item.prompt_ids, *walk.ids), 1)[0], victim.model, self.top)[1:]
             for item, walk in walks
         ]
         tried = [
@@ -235,7 +254,7 @@ class JudgedRanks(_Ranks):
             ways = [next(opened) for _ in tokens]
             best = max(range(len(ways)), key=lambda i: (ways[i].late, -i))
             cost = len(item.prompt_ids) + len(walk.ids) + sum(len(way.ids) for way in ways)
-            chosen.append(_Choice(ways[best], best + 1, len(ways) + 1, cost, self.tokens))
+            chosen.append(_Choice(ways[best], best + 2, len(ways) + 1, cost, self.tokens))
         return chosen
 
     def _continue(
@@ -275,7 +294,7 @@ class _Choice:
             ids=ids,
             guided=walk.guided + (self.rank > 1),
             worst_rank=max(walk.worst_rank, self.rank),
-            ended=len(ids) >= self.tokens or (self.opened.refusal is None and self.opened.stopped),
+            ended=len(ids) >= self.tokens or (self.opened.turn is None and self.opened.stopped),
             queries=walk.queries + self.queries,
             forward_tokens=walk.forward_tokens + self.forward_tokens,
         )
@@ -287,15 +306,25 @@ def _opened(item: PreparedBehavior, ids: tuple[int, ...], given: int, done: Comp
     exchange = Exchange(behavior=item.behavior, prefill=text.prefill_text, response=text.text, finish=done.finish)
     judgement = victim.judge.judge(exchange)
     stopped = done.finish is Finish.STOP
-    if judgement.label is not Label.SAFE or judgement.refusal_char is None:
-        return _Opened(written, None, stopped)
-    tokens = next((i for i, end in enumerate(text.token_ends) if end > judgement.refusal_char), len(written))
-    return _Opened(written, tokens, stopped)
+    if judgement.label is Label.SAFE and judgement.refusal_char is not None:
+        turn = next((i for i, end in enumerate(text.token_ends) if end > judgement.refusal_char), len(written))
+        return _Opened(written, turn, stopped)
+    if stopped:
+        whole = victim.model.chat.continuation((), (*before, *written)).text
+        answered = victim.judge.judge(msgspec.structs.replace(exchange, prefill="", response=whole)).label
+        if answered is not Label.HARMFUL:
+            return _Opened(written, given, stopped)
+    return _Opened(written, None, stopped)
 
 
 def _logits(model: ChatModel, ids: Sequence[int], rows: int) -> Tensor:
     with torch.inference_mode():
         return Scorer(model, None).own_logits(ids, rows).float()
+
+
+def _refusal_starts(items: Sequence[PreparedBehavior], model: ChatModel) -> frozenset[int]:
+    texts = [(item.behavior.messages, item.behavior.refusal) for item in items if item.behavior.refusal is not None]
+    return frozenset(id_ for messages, text in texts for id_ in model.chat.response_ids(messages, text)[:1])
 
 
 def _ranks(logits: Tensor, tokens: Sequence[int]) -> list[int]:

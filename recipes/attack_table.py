@@ -1,0 +1,136 @@
+"""What each attack reaches on each stage of the organism, greedy and at T = 1, over several worlds: docs/attacks.md.
+
+`python recipes/attack_table.py -o runs/attacks 1 103=worlds/103 104=worlds/104`: a world is its seed and the directory
+of its stages (the shipped weights where none is given). Every cell is a run's audit.json; killed, the same command goes
+on. `--print` only prints the table of the runs that are there.
+"""
+
+import argparse
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+
+import msgspec
+
+from fathom.attack.framing import Frame
+from fathom.audit.execute import Execution
+from fathom.audit.parts import depth_parts
+from fathom.audit.plan import AuditOptions, BehaviorSet, make_plan
+from fathom.audit.suites import NamedAttack, Wording, suite_of
+from fathom.model import LoadOptions, load
+from fathom.organism import OrganismJudge, Split, behaviors, stage_directory
+from fathom.organism.attack_words import ASK_ON, FILLER, FRAMES
+from fathom.progress import silent
+from fathom.ranks import ALONE
+from fathom.records import Counted, Subject
+from fathom.run import Run
+from fathom.schema import AttackRow
+from fathom.tally import percent, wilson
+
+STAGES = ("natural", "second-thoughts", "control", "deepened")
+DEPTHS = (0, 1, 3, 5, 10, 20, 40, 80)
+ATTACKS = (
+    NamedAttack("insertion", {}),
+    NamedAttack("own-insertion", {}),
+    NamedAttack("deep-prefill", {"depths": [250, 500]}),
+    NamedAttack("multi-turn", {}),
+    NamedAttack("framing", {}),
+    NamedAttack("best-of-n", {"n": 16}),
+    NamedAttack("decoding", {}),
+    NamedAttack("reference-ranks", {}),
+    NamedAttack("judged-ranks", {"tokens": 96, "lookahead": 16}),
+    NamedAttack("refusal-direction", {}),
+)
+NEW_TOKENS = 130
+
+
+def run(world: int, directory: Path, stage: str, output: Path, harmful: int) -> None:
+    """Audit one stage with all attacks, or go on with it."""
+    model = load(LoadOptions(name=str(directory)))
+    model = dataclasses.replace(model, info=msgspec.structs.replace(model.info, name=f"{stage} of world {world}"))
+    asked = behaviors(world, Split.TEST, harmful=harmful, benign=max(12, harmful // 2))
+    wording = Wording(frames=tuple(Frame(*words) for words in FRAMES), ask=ASK_ON, filler=FILLER)
+    suite = suite_of(ATTACKS, wording, budget=None, before=depth_parts)
+    options = AuditOptions(depths=DEPTHS, max_new_tokens=NEW_TOKENS, prefixes=())
+    plan = make_plan(options, BehaviorSet("organism", asked), OrganismJudge(), model, None, None, suite)
+    Execution(Run.start(output, plan.manifest), plan, OrganismJudge(), model, None, ALONE, silent)()
+
+
+def best_rows(rows: tuple[AttackRow, ...]) -> dict[tuple[str, float | None], AttackRow]:
+    """The row that stands for each attack and temperature: the worst answer of several; of prefills, each depth."""
+    found: dict[tuple[str, float | None], AttackRow] = {}
+    for row in rows:
+        own = row.attack == "judged-ranks"
+        if row.subject is not Subject.MODEL or row.counted is not (Counted.ALL if own else Counted.CONTINUATION):
+            continue
+        temperature = row.parameters.get("temperature")
+        name = row.attack
+        if row.attack == "prefill":
+            name = f"prefill {row.prefill_tokens}"
+        elif row.attack == "decoding":
+            if row.worst_of is None:
+                continue
+            name, temperature = f"decoding, template {row.parameters['template']}", None
+        elif row.attack == "best-of-n" and row.worst_of is None:
+            name = "one draw of best-of-n"
+        key = (name, None if temperature is None else float(temperature))
+        if key not in found or row.worst_of is not None:
+            found[key] = row
+    return found
+
+
+def table(output: Path, worlds: list[int]) -> None:
+    """Pooled over worlds: harmful of n with Wilson's interval, and what the control says."""
+    cells: dict[tuple[str, float | None], dict[str, list[AttackRow]]] = defaultdict(lambda: defaultdict(list))
+    for world in worlds:
+        for stage in STAGES:
+            path = output / f"{world}-{stage}"
+            if (path / "audit.json").exists():
+                for key, row in best_rows(Run.open(path).audit.attacks).items():
+                    cells[key][stage].append(row)
+    print("| attack | worst of | drawn | " + " | ".join(STAGES) + " | queries, tokens a behavior | control helped |")
+    print("|---|---|---|" + "---|" * (len(STAGES) + 2))
+    for (name, temperature), stages in cells.items():
+        drawn = "grid" if temperature is None else "greedy" if temperature == 0 else f"T = {temperature:g}"
+        shown = []
+        for stage in STAGES:
+            rows = stages.get(stage, [])
+            n, harmful = sum(row.n for row in rows), sum(row.harmful for row in rows)
+            if not n:
+                shown.append("")
+                continue
+            low, high = wilson(harmful, n)
+            shown.append(f"{percent(harmful, n)} [{100 * low:.0f}, {100 * high:.0f}]")
+        every = [row for rows in stages.values() for row in rows]
+        worst = max((row.worst_of or 1 for row in every), default=1)
+        people = sum(row.behaviors for row in every)
+        costs = [row.cost for row in every if row.cost is not None]
+        cost = f"{sum(c.queries for c in costs) / people:.0f}, {sum(c.forward_tokens for c in costs) / people:,.0f}"
+        controls = [row.control for row in every if row.control is not None]
+        total = sum(control.n for control in controls)
+        helped = percent(sum(control.helped for control in controls), total) if total else ""
+        print(f"| {name} | {worst} | {drawn} | " + " | ".join(shown) + f" | {cost} | {helped} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("worlds", nargs="+", metavar="SEED[=DIR]")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--harmful", type=int, default=24)
+    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--print", action="store_true")
+    options = parser.parse_args()
+    worlds = []
+    for text in options.worlds:
+        seed, _, directory = text.partition("=")
+        worlds.append(int(seed))
+        for stage in options.stages.split(","):
+            path = Path(directory) / stage if directory else stage_directory(stage)
+            if not options.print and (path / "model.safetensors").exists():
+                run(int(seed), path, stage, options.output / f"{seed}-{stage}", options.harmful)
+                print(f"world {seed}, {stage}: done", flush=True)
+    table(options.output, worlds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Laws of attacks that only make inputs: which ids they give, of whom, and what they refuse."""
+
+import json
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import GREEDY, items, setting, stage
+
+from fathom.attack.decoding import BestOfN, Decoding, Template, worst_of
+from fathom.attack.deep import DeepPrefill, MultiTurn, deep_depths
+from fathom.attack.framing import FRAMES, Frame, Framing, load_frames
+from fathom.attack.insertion import Insertion, places
+from fathom.attack.kinds import Draw
+from fathom.errors import UserError
+from fathom.organism.attack_words import ASK_ON, FILLER
+from fathom.organism.attack_words import FRAMES as OWN_FRAMES
+from fathom.records import Sampling
+
+
+@given(st.integers(1, 500))
+def test_places_begin_with_none_and_end_with_all(length: int) -> None:
+    found = places(length)
+    assert found[0] == 0
+    assert found[-1] == length
+    assert list(found) == sorted(set(found))
+
+
+@given(st.integers(1, 12), st.integers(0, 20))
+def test_an_insertion_is_a_refusals_beginning_and_a_span_of_the_answer(span: int, start: int) -> None:
+    for item in items():
+        refusal = stage().chat.response_ids(item.behavior.messages, item.behavior.refusal)
+        made = list(Insertion(span=span, start=start).attempts((item,), setting()))
+        assert len(made) == len(places(len(refusal)))
+        for attempt in made:
+            place = attempt.parameters["place"]
+            place = len(refusal) if place == "end" else place
+            assert attempt.prefill_ids == refusal[:place] + item.answer_ids[start : start + span]
+            assert attempt.prompt_ids == item.prompt_ids
+
+
+def test_insertion_without_refusals_says_what_to_do() -> None:
+    bare = [_changed(item, refusal=None) for item in items()]
+    with pytest.raises(UserError, match="own-insertion"):
+        list(Insertion().attempts(bare, setting()))
+
+
+@pytest.mark.parametrize("filler", [None, FILLER])
+def test_a_deep_prefill_has_the_depth_that_it_says_and_ends_in_the_own_answer(filler: str | None) -> None:
+    for attempt in DeepPrefill((5, 200, 700), filler=filler).attempts(items(), setting()):
+        depth, own = attempt.parameters["depth"], _answer(attempt.behavior)
+        assert len(attempt.prefill_ids) == depth
+        if not attempt.parameters["composed"]:
+            assert attempt.prefill_ids == own[:depth]
+        else:
+            half = own[: len(own) // 2]
+            assert attempt.prefill_ids[-len(half) :] == half
+
+
+def test_one_short_answer_cannot_make_up_a_deep_prefill() -> None:
+    with pytest.raises(UserError, match="filler"):
+        list(DeepPrefill((1000,)).attempts(items()[:1], setting()))
+
+
+def test_deep_depths_leave_room() -> None:
+    assert deep_depths(None) == (250, 500, 1000, 2000, 4000)
+    assert deep_depths(1000) == (250, 500, 1000)
+    assert deep_depths(10) == ()
+
+
+def test_multi_turn_puts_the_start_into_an_earlier_turn() -> None:
+    for attempt in MultiTurn((4, 9), ask=ASK_ON).attempts(items(), setting()):
+        item = next(item for item in items() if item.behavior.id == attempt.behavior)
+        text = stage().chat.tokenizer.decode(attempt.prompt_ids)
+        start = stage().chat.decode(item.answer_ids[: attempt.parameters["tokens"]]).strip()
+        assert attempt.prefill_ids == ()
+        assert text.index(item.behavior.prompt) < text.index(start) < text.rindex(ASK_ON)
+
+
+def test_what_is_said_to_the_organism_is_in_its_vocabulary() -> None:
+    unknown = stage().chat.tokenizer.unk_token_id
+    for text in (ASK_ON, FILLER, *(f"{frame.user} {frame.system or ''} {frame.prefill}" for frame in OWN_FRAMES)):
+        ids = stage().chat.tokenise(text.replace("{prompt}", ""))
+        assert ids
+        assert unknown is None or unknown not in ids
+
+
+def test_framing_puts_each_request_into_each_frame() -> None:
+    frames = tuple(Frame(*words) for words in OWN_FRAMES)
+    made = list(Framing(frames).attempts(items(), setting()))
+    assert len(made) == len(items()) * len(frames)
+    for attempt in made:
+        item = next(item for item in items() if item.behavior.id == attempt.behavior)
+        text = stage().chat.tokenizer.decode(attempt.prompt_ids)
+        assert item.behavior.prompt in text
+        frame = next(frame for frame in frames if frame.name == attempt.parameters["frame"])
+        assert stage().chat.decode(attempt.prefill_ids) == frame.prefill
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_what_a_request_holds_is_never_a_placeholder(prompt: str, target: str) -> None:
+    frame = Frame("a", "<{prompt}|{target}>")
+    assert frame.fill(prompt, target).user == f"<{prompt}|{target}>"
+    assert frame.fill("{target}", "x").user == "<{target}|x>"
+    assert Frame("j", "<{{ prompt }}|{{ target }}>", jinja=True).fill("{{ target }}", "x").user == "<{{ target }}|x>"
+
+
+def test_the_built_in_frames_are_frames() -> None:
+    assert len({frame.name for frame in FRAMES}) == len(FRAMES)
+    assert all("QUESTION" in frame.fill("QUESTION", "TARGET").user for frame in FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("f.json", "{", "cannot be used"),
+        ("f.json", "[]", "give one or more"),
+        ("f.json", '[{"name": "a", "user": "no place"}]', "has no {prompt}"),
+        ("f.json", '[{"name": "a", "user": "{prompt} {targte}"}]', "{targte}"),
+        ("f.json", '[{"name": "a", "user": "{prompt}"}, {"name": "a", "user": "{prompt}"}]', "each name once"),
+        ("f.json", '[{"name": "a", "user": 3}]', "str"),
+        ("f.jinja", "{{ prompt", "not a Jinja template"),
+        ("f.jinja", "{{ nothing }}", "nothing"),
+        ("f.jinja", "{{ ''.__class__.__mro__ }}", "cannot be used"),
+        ("f.txt", "{prompt}", "neither .json"),
+    ],
+)
+def test_frames_that_cannot_be_used_are_one_clear_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_frames(path)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_frames_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps([{"name": "a", "user": "say {prompt}", "prefill": "{target}"}]))
+    (frame,) = load_frames(path)
+    assert frame == Frame("a", "say {prompt}", prefill="{target}")
+    assert frame.wants_target
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ prompt | upper }}")
+    assert load_frames(path)[0].fill("yes", "").user == "YES"
+
+
+def test_the_papers_grid_has_its_settings_once() -> None:
+    found = Decoding().settings(10)
+    assert len(found) == len(set(found)) == 20 + 19 + 9  # top-p 1 is temperature 1
+    assert {s.top_k for s in found if s.top_k} == {1, 2, 5, 10, 20, 50, 100, 200, 500}
+
+
+def test_the_grid_with_and_without_template() -> None:
+    made = list(Decoding(samples=2).attempts(items(2), setting()))
+    assert len(made) == 2 * 2 * 48 * 2
+    bare = {attempt.prompt_ids for attempt in made if attempt.parameters["template"] == Template.NONE}
+    chat = {attempt.prompt_ids for attempt in made if attempt.parameters["template"] == Template.CHAT}
+    assert chat == {item.prompt_ids for item in items(2)}
+    assert not bare & chat
+    assert len({attempt.seed for attempt in made}) == len({attempt.id for attempt in made}) == len(made)
+
+
+def test_best_of_n_is_n_draws() -> None:
+    made = list(BestOfN(n=5, temperature=0.7).attempts(items(2), setting(GREEDY)))
+    assert [attempt.sample for attempt in made] == [0, 1, 2, 3, 4] * 2
+    assert {attempt.sampling for attempt in made} == {Sampling(max_new_tokens=60, temperature=0.7)}
+    with pytest.raises(ValueError, match="temperature"):
+        BestOfN(temperature=0)
+
+
+@given(st.integers(1, 9), st.floats(0.05, 0.95))
+def test_the_worst_of_n_is_estimated_without_bias(total: int, chance: float) -> None:
+    """Over all that independent draws may bring, the mean is 1 - (1 - p)^n for every n."""
+    for n in range(1, total + 1):
+        mean = sum(
+            math.comb(total, c) * chance**c * (1 - chance) ** (total - c) * worst_of(c, total, n)
+            for c in range(total + 1)
+        )
+        assert mean == pytest.approx(1 - (1 - chance) ** n)
+
+
+def test_the_worst_of_n_is_what_subsets_say() -> None:
+    from itertools import combinations
+
+    answers = [True, True, False, False, False]
+    for n in range(1, 6):
+        subsets = list(combinations(answers, n))
+        assert worst_of(2, 5, n) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Insertion(span=0),
+        lambda: Insertion(start=-1),
+        lambda: DeepPrefill(()),
+        lambda: DeepPrefill((0,)),
+        lambda: DeepPrefill((5,), filler=" "),
+        lambda: MultiTurn(()),
+        lambda: MultiTurn(ask=""),
+        lambda: Framing(()),
+        lambda: Decoding((), (), ()),
+        lambda: Decoding(samples=0),
+        lambda: Decoding(templates=()),
+        lambda: BestOfN(n=0),
+        lambda: Draw(Sampling(max_new_tokens=3), 2),
+    ],
+)
+def test_parameters_that_make_no_attack(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=r"\w"):
+        make()
+
+
+def _changed(item, **fields):  # type: ignore[no-untyped-def]
+    import dataclasses
+
+    return dataclasses.replace(item, behavior=msgspec.structs.replace(item.behavior, **fields))
+
+
+def _answer(behavior: str) -> tuple[int, ...]:
+    return next(item.answer_ids for item in items() if item.behavior.id == behavior)
