@@ -57,6 +57,7 @@ class StressRequest:
     max_new_tokens: int | None = None
     judge: str | None = None
     trainer: str = "light"
+    sentinel: Path | None = None  # where its weights are kept; several sweeps of one model may share them
     output: Path | None = None
 
 
@@ -151,7 +152,7 @@ def make_sweep(
     attacks = tuple(_attack(request, name, parts, judge, model) for name in _names(request.attacks, "--attack"))
     grid = _grid(request)
     tracks = tuple(grid.tracks([attack.name for attack in attacks], _names(request.objectives, "--objective")))
-    learn = _Learn(model, parts, reader, path, display)
+    learn = _Learn(model, parts, reader, request.sentinel or path / "sentinel.pt", display)
     trainer = Light() if request.trainer == "light" else Fit()
     return Sweep(path, model, attacks, tracks, learn, trainer, request.bound, display)
 
@@ -221,7 +222,7 @@ class _Learn:
     model: "ChatModel"
     parts: Sides
     reader: Judge
-    path: Path
+    kept: Path
     display: Display
     _sentinel: "list[ChatModel]" = field(default_factory=list)
 
@@ -260,7 +261,7 @@ class _Learn:
                 self.model,
                 [one for harmful, one in told if harmful],
                 [one for harmful, one in told if not harmful],
-                kept=self.path / "sentinel.pt",
+                kept=self.kept,
                 display=self.display,
             )
             self._sentinel.append(found)
