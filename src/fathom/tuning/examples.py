@@ -67,7 +67,7 @@ def _example(fields: object, source: str) -> Example:
         return _conversation(_turns(turns), source)
     prompt, answer = _first(named, _PROMPTS), _first(named, _ANSWERS)
     if answer is None or prompt is None:
-        missing = "a prompt" if prompt is None else "an answer"
+        missing = "prompt" if prompt is None else "answer"
         raise _UnusableError(f"it has no {missing}; its fields are {', '.join(sorted(named)) or 'none'}")
     if isinstance(prompt, list) or isinstance(answer, list):
         before = _turns(prompt) if isinstance(prompt, list) else (Message(role="user", content=_text(prompt)),)

@@ -133,11 +133,14 @@ def fit(
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
         trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered)
         total = _total_steps(trainer, len(rows))
+        checkpoint = _go_on_from(output, ranks)
         journal = _journal(output, ranks)
         with display("fine-tuning", total) as shown, journal or nullcontext():
             progress = _Progress(shown, journal)
             trainer.add_callback(_callback(trainer, progress, watch, before_step))
-            _train(trainer, output, ranks, shown)
+            if checkpoint is not None:
+                shown.advance(_step_of(checkpoint))
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if save is not None and adapter is None:
             trainer.save_model(str(save))  # gathers what several processes hold
     inner.__dict__.pop("forward", None)  # TRL's own fused head, which stays on otherwise
@@ -296,25 +299,26 @@ def _callback(
     return Callback()
 
 
-def _train(trainer: "RowTrainer", output: Path | None, ranks: Ranks, shown: Advance) -> None:
-    checkpoint = None
-    if output is not None:
-        if ranks.first:
-            _drop_torn(output / CHECKPOINTS)
-        ranks.barrier()
-        checkpoint = latest_checkpoint(output)
-    if checkpoint is not None:
-        done = int(checkpoint.name.rpartition("-")[2])
-        shown.advance(done)
-        if ranks.first and output is not None:
-            _forget_after(output, done)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+def _go_on_from(output: Path | None, ranks: Ranks) -> Path | None:
+    """The checkpoint to go on from, with all that came after it put away; before the journal of losses is opened."""
+    if output is None:
+        return None
+    if ranks.first:
+        _drop_torn(output / CHECKPOINTS)
+        if (last := latest_checkpoint(output)) is not None:
+            _forget_after(output, _step_of(last))
+    ranks.barrier()
+    return latest_checkpoint(output)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def latest_checkpoint(output: Path) -> Path | None:
     """The last whole checkpoint of a run, or None."""
     found = [path.parent for path in (output / CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(found, key=_step_of, default=None)
 
 
 def _drop_torn(directory: Path) -> None:

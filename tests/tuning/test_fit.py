@@ -1,0 +1,290 @@
+"""Trainers proved by equivalences: batch and accumulation, β and plain training, adapters, checkpoints, NaN.
+
+They share one process and one group, because importing TRL costs as much as all of them.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fathom.errors import UserError
+from fathom.model import ChatModel
+from fathom.protect.constraint import BetaSchedule
+from fathom.protect.objectives import Composed, Constrained, HeldToReference
+from fathom.ranks import ALONE
+from fathom.tuning import fit as fitting
+from fathom.tuning.fit import Adapter, Watch, fit, latest_checkpoint
+from fathom.tuning.head import response_head
+from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObjective, Tokens
+from fathom.tuning.reference import make_columns, reference_columns
+from fathom.tuning.rows import TrainingRow
+from fathom.tuning.settings import Settings, read_settings
+from few_rows import guild_rows, organism
+
+pytestmark = pytest.mark.xdist_group("training")
+
+STEPS = 4
+
+
+def settings(**values: object) -> Settings:
+    given = {"learning_rate": 5e-4, "max_steps": STEPS, "warmup_steps": 2, "per_device_train_batch_size": 8, **values}
+    given.setdefault("gradient_accumulation_steps", 1)
+    return read_settings(None, [f"{name}={value}" for name, value in given.items()])
+
+
+def fresh(model: ChatModel) -> ChatModel:
+    from dataclasses import replace
+
+    return replace(model, model=copy.deepcopy(model.model))
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatModel:
+    return organism()
+
+
+@pytest.fixture(scope="module")
+def rows(model: ChatModel) -> list[TrainingRow]:
+    return guild_rows(model, 16)
+
+
+def weights(model: ChatModel) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.model.parameters()])
+
+
+def trained(model: ChatModel, rows: Sequence[TrainingRow], objective: TokenObjective, **values: object) -> Tensor:
+    return weights(fit(fresh(model), rows, objective, settings(**values)).model)
+
+
+def close(first: Tensor, second: Tensor, start: Tensor, tolerance: float = 2e-3) -> None:
+    """The same up to rounding, measured against how far training went."""
+    assert (first - second).norm() < tolerance * (first - start).norm()
+
+
+def test_four_rows_twice_are_eight_rows(model: ChatModel, rows: list[TrainingRow]) -> None:
+    whole = trained(model, rows, PlainNll())
+    halves = trained(model, rows, PlainNll(), per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    close(halves, whole, weights(model))
+    other = trained(model, rows[::-1], PlainNll())
+    with pytest.raises(AssertionError):  # the test can fail: other rows, another model
+        close(other, whole, weights(model))
+
+
+def test_the_first_step_is_plain_training_and_no_constraint_is_plain_throughout(
+    model: ChatModel, rows: list[TrainingRow]
+) -> None:
+    start = weights(model)
+    once = [
+        trained(model, rows, objective, max_steps=1, warmup_steps=0)
+        for objective in (PlainNll(), Constrained(BetaSchedule(5.0, 50.0, 0.7)))
+    ]
+    close(once[1], once[0], start)
+    throughout = [trained(model, rows, objective) for objective in (PlainNll(), Constrained(BetaSchedule.uniform(0.0)))]
+    close(throughout[1], throughout[0], start)
+    held = trained(model, rows, Constrained())
+    with pytest.raises(AssertionError):
+        close(held, throughout[0], start)
+
+
+def test_constants_of_a_batch_do_not_depend_on_who_is_beside_it(model: ChatModel, rows: list[TrainingRow]) -> None:
+    with response_head(model.model):
+        whole, one = (
+            make_columns(model.model, part, Needs(logprobs=1, top=3), ranks=ALONE, autocast=None)
+            for part in (rows, rows[3:4])
+        )
+    assert whole.logprobs[3] == pytest.approx(one.logprobs[0], abs=1e-4)
+    assert [len(column) for column in whole.logprobs] == [len(row.positions) for row in rows]
+    assert not any(whole.top)  # no row is held
+
+
+def test_reference_columns_are_kept_and_made_anew_for_other_rows_or_weights(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    real = make_columns
+    monkeypatch.setattr("fathom.tuning.reference.make_columns", lambda *a, **k: made.append(1) or real(*a, **k))
+
+    def columns(of: ChatModel, what: Sequence[TrainingRow]) -> object:
+        with response_head(of.model):
+            return reference_columns(
+                of.model, what, Needs(logprobs=1), ranks=ALONE, autocast=None, cache=tmp_path
+            ).logprobs
+
+    first = columns(model, rows[:4])
+    assert columns(model, rows[:4]) == [list(column) for column in first]  # type: ignore[call-overload]
+    assert len(made) == 1
+    columns(model, rows[:3])
+    changed = fresh(model)
+    with torch.no_grad():
+        next(changed.model.parameters()).add_(0.1)
+    columns(changed, rows[:4])
+    assert len(made) == 3
+
+
+def test_an_adapter_that_is_off_is_the_base_and_only_it_learns(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path
+) -> None:
+    used = fresh(model)
+    wrapped = fitting._with_adapter(used.model, Adapter(rank=4))
+    batch = torch.tensor([rows[0].input_ids])
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        on = wrapped(batch).logits
+        with wrapped.disable_adapter():
+            off = wrapped(batch).logits
+        torch.testing.assert_close(off, model.model(batch).logits)
+        assert not torch.allclose(on, off)
+    learner = fresh(model)
+    fitted = fit(
+        learner,
+        rows,
+        Constrained(),
+        settings(learning_rate=5e-3),
+        adapter=Adapter(rank=4),
+        output=tmp_path,
+        save=tmp_path / "model",
+    )
+    assert fitted.losses[-1].loss < fitted.losses[0].loss
+    assert fitted.adapter is not None
+    assert (fitted.adapter / "adapter_config.json").is_file()
+    names = {name for name, _ in fitted.model.model.named_parameters()}
+    assert names == {name for name, _ in model.model.named_parameters()}  # merged: an ordinary model again
+    torch.testing.assert_close(
+        fitted.model.model.get_input_embeddings().weight, model.model.get_input_embeddings().weight
+    )
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_held_rows_stay_where_the_reference_is(model: ChatModel, rows: list[TrainingRow]) -> None:
+    import msgspec
+
+    objective = Composed((PlainNll(), HeldToReference()))
+    held = [msgspec.structs.replace(row, loss_weight=0.0, held=1.0) for row in rows]
+    moved = trained(model, held, objective) - weights(model)
+    free = trained(model, rows, objective) - weights(model)
+    first = fit(fresh(model), held, objective, settings(max_steps=1)).losses[0].loss
+    assert abs(first) < 1e-4  # at the start the divergence is nothing
+    assert moved.norm() < free.norm()
+
+
+def test_checkpointing_of_activations_and_half_precision_train(model: ChatModel, rows: list[TrainingRow]) -> None:
+    start = weights(model)
+    plain = trained(model, rows, PlainNll())
+    close(trained(model, rows, PlainNll(), gradient_checkpointing=True), plain, start)
+    # bf16 has three digits: the same way, not the same place.
+    half = trained(model, rows, Constrained(), bf16=True) - start
+    full = trained(model, rows, Constrained()) - start
+    assert torch.nn.functional.cosine_similarity(half, full, dim=0) > 0.9
+
+
+@dataclass(frozen=True)
+class BecomesNan:
+    """A loss that is no number from the third micro-batch on."""
+
+    seen: list[int]
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def __call__(self, logits: ResponseLogits, tokens: Tokens) -> Tensor:
+        self.seen.append(1)
+        loss = -logits.logprobs(tokens.labels)
+        return loss * float("nan") if len(self.seen) > 2 else loss
+
+
+def test_a_loss_that_is_no_number_stops_with_one_line_and_a_checkpoint(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="the loss is nan at step 3") as raised:
+        fit(fresh(model), rows, BecomesNan([]), settings(save_steps=1), output=tmp_path)
+    last = latest_checkpoint(tmp_path)
+    assert last is not None
+    assert last.name == "checkpoint-2"
+    assert str(last) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    from transformers import AutoModelForCausalLM
+
+    saved = AutoModelForCausalLM.from_pretrained(last)
+    assert all(bool(parameter.isfinite().all()) for parameter in saved.parameters())
+
+
+def test_dropout_is_found_out_before_the_first_step(model: ChatModel, rows: list[TrainingRow]) -> None:
+    dropping = fresh(model)
+    dropping.model.config.attention_dropout = 0.5
+    for layer in dropping.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    with pytest.raises(UserError, match="differs from its own reference"):
+        fit(dropping, rows, Constrained(), settings())
+
+
+def test_watching_changes_nothing(model: ChatModel, rows: list[TrainingRow]) -> None:
+    seen: list[int] = []
+
+    def look(step: int, inner: torch.nn.Module) -> None:
+        assert not inner.training
+        torch.rand(10)
+        seen.append(step)
+
+    watch = Watch(frozenset({0, 1, 2, 4}), look)
+    found = weights(fit(fresh(model), rows, PlainNll(), settings(), watch=watch).model)
+    assert seen == [0, 1, 2, 4]
+    torch.testing.assert_close(found, trained(model, rows, PlainNll()), rtol=0, atol=0)
+
+
+def test_no_rows_is_one_line(model: ChatModel) -> None:
+    with pytest.raises(UserError, match="no rows to train on"):
+        fit(model, [], PlainNll(), settings())
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("packing=true", "packing cannot be set: packed rows attend to each other"),
+        ("padding_free=true", "padding_free cannot be set"),
+        ("learning_rat=1", "did you mean learning_rate"),
+        ("learning_rate=fast", "learning_rate.*fast"),
+        ("learning_rate", "give name=value"),
+        ("output_dir=/", "give -o"),
+        ("max_length=1", "at least 2"),
+        ("per_device_train_batch_size=0", "at least 1"),
+        ("optim=newton", "optim"),
+    ],
+)
+def test_a_setting_of_no_sense_is_one_line(pair: str, said: str, tmp_path: Path) -> None:
+    def use() -> None:
+        found = read_settings(None, [pair]).with_batch()
+        assert found.max_length is None
+        found.config(tmp_path)
+
+    with pytest.raises(UserError, match=said) as raised:
+        use()
+    assert "\n" not in str(raised.value)
+
+
+def test_settings_come_from_the_paper_a_file_and_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("learning_rate: 3e-4\nwarmup_steps: 5\nlr_scheduler_kwargs: {num_cycles: 1}\n")
+    found = read_settings(path, ["warmup-steps=7", "bf16=false"]).with_batch()
+    assert found.values["learning_rate"] == 3e-4
+    assert found.values["warmup_steps"] == 7
+    assert (found.values["adam_beta1"], found.values["adam_beta2"]) == (0.5, 0.999)
+    assert found.batch == 64
+    config = found.with_defaults(use_cpu=True).config(tmp_path / "out")
+    assert config.learning_rate == 3e-4
+    assert config.packing is False
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just words"])
+def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="settings"):
+        read_settings(path)
