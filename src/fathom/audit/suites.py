@@ -2,8 +2,9 @@
 
     quick      seconds to minutes: a few inputs for each behavior, nothing is searched
     standard   every attack that needs no gradient, at small settings
-    paper      the protocols of section 5: the decoding grid and the code frame of Table 5
-    adaptive   what is aimed at deep alignment: insertion, ranks, the refusal direction, depth that goes on
+    paper      the protocols of section 5: the decoding grid, one suffix for 50 behaviors, the code frame of Table 5
+    adaptive   what is aimed at deep alignment: insertion, ranks, the refusal direction, depth that goes on, suffixes
+               whose target reaches past a recovery
 
 or a file of the user's own (`load_suite`). An attack is given in plain data, its name and its parameters.
 """
@@ -24,6 +25,7 @@ from fathom.attack.insertion import Insertion, OwnInsertion
 from fathom.attack.kinds import Attack, Estimated, Search
 from fathom.attack.ranks import JudgedRanks, ReferenceRanks
 from fathom.attack.refusal_direction import RefusalDirection
+from fathom.attack.suffix.attack import Suffix, TypedSuffix, UniversalSuffix
 from fathom.audit.parts import Ground, Part, Suite, depth_parts
 from fathom.audit.spending import planned_tokens
 from fathom.errors import UserError
@@ -53,6 +55,9 @@ ATTACKS: Mapping[str, type[AnyAttack]] = {
     "reference-ranks": ReferenceRanks,
     "judged-ranks": JudgedRanks,
     "refusal-direction": RefusalDirection,
+    "suffix": Suffix,
+    "universal-suffix": UniversalSuffix,
+    "typed-suffix": TypedSuffix,
 }
 
 
@@ -91,7 +96,7 @@ SUITES: Mapping[str, tuple[NamedAttack, ...]] = {
         "judged-ranks",
         "refusal-direction",
     ),
-    "paper": _named("decoding", "framing"),
+    "paper": _named("decoding", "framing", "universal-suffix"),
     "adaptive": _named(
         "insertion",
         "own-insertion",
@@ -101,7 +106,9 @@ SUITES: Mapping[str, tuple[NamedAttack, ...]] = {
         "reference-ranks",
         "judged-ranks",
         "refusal-direction",
+        "suffix",
         best_of_n={"n": 64},
+        suffix={"target": "deep", "tokens": 40},
     ),
 }
 

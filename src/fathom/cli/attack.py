@@ -27,7 +27,8 @@ WithAttack = Annotated[
         "--with",
         metavar="NAME",
         help="insertion, own-insertion, deep-prefill, multi-turn, framing, decoding, best-of-n, reference-ranks, "
-        "judged-ranks, refusal-direction; with parameters: 'best-of-n n=32'. Repeatable.",
+        "judged-ranks, refusal-direction, suffix, universal-suffix, typed-suffix; with parameters: "
+        "'best-of-n n=32'. Repeatable.",
         rich_help_panel=_ATTACKS,
     ),
 ]

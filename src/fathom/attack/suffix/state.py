@@ -2,7 +2,7 @@
 
 import msgspec
 
-__all__ = ["Entry", "SearchLine", "State"]
+__all__ = ["Entry", "State"]
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -24,15 +24,9 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     queries: int  # inputs scored, one for each candidate and case
     forward_tokens: int
     backward_tokens: int
-    verified: bool = False  # the suffix's generation was found to do what is asked
+    verified: bool = False  # the best suffix's greedy answer was judged to do what is asked
+    tried: tuple[int, ...] = ()  # the suffix whose answer was judged last
 
     @property
     def current(self) -> Entry:
         return self.buffer[0]
-
-
-class SearchLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A line of `search.suffix.jsonl`: which search, and its state."""
-
-    search: str  # hash of the problem and the options
-    state: State

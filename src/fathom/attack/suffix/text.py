@@ -6,6 +6,7 @@ every candidate the neighbourhood of the suffix is tokenised, of the one that is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,12 +20,13 @@ from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.records import Message
 
-__all__ = ["Typist", "allowed_ids", "place_suffix", "start_ids", "suffix_text", "with_suffix"]
+__all__ = ["Typist", "allowed_ids", "place_suffix", "placed_messages", "start_ids", "suffix_text", "with_suffix"]
 
 _MARK = "fathomsuffixmark"
 _STARTS = 256  # random suffixes tried as a start
 
 
+@lru_cache(maxsize=8)
 def allowed_ids(chat: ChatFormat, vocabulary: int, allowed: Allowed) -> Bool[Tensor, "vocabulary"]:
     """Which ids a suffix may hold: those that read as text of their own, and never a special token."""
     size = min(vocabulary, len(chat.tokenizer))
@@ -83,6 +85,13 @@ def place_suffix(
         f"behavior {behavior}: the tokenizer does not give the suffix {suffix_text(chat, start)!a} its own ids back "
         "where it stands; give another start, more of its own room around {suffix}, or other allowed tokens"
     )
+
+
+def placed_messages(chat: ChatFormat, messages: Sequence[Message], suffix: Sequence[int]) -> tuple[Message, ...]:
+    """The messages as they are typed with this suffix; where its ids cannot be kept there, at the first place."""
+    placings = _placings(chat, "", messages)
+    kept = [placed for placed in placings if _sides(chat, placed, suffix) is not None]
+    return with_suffix((kept or placings)[0].messages, suffix_text(chat, suffix))
 
 
 def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> list[Placed]:
