@@ -1,6 +1,7 @@
 """Training from end to end in miniature: the whole family, the same weights again, plain transformers."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from fathom.command.organism import train_organism
+from fathom.errors import UserError
 from fathom.organism import STAGES, World
 from fathom.organism.metrics import (
     MeasurePlan,
@@ -76,8 +79,31 @@ def test_training_again_gives_the_same_weights(family: Path, tmp_path: Path) -> 
         ours, theirs = (load_file(out / stage.name / "model.safetensors") for out in (tmp_path, family))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    other = train_stage(BRIEF[0], 10, tmp_path, shape=SMALL, report=ignore)
+    other = train_stage(BRIEF[0], 10, tmp_path / "other", shape=SMALL, report=ignore)
     assert not torch.equal(load_file(other / "model.safetensors")["model.norm.weight"], ours["model.norm.weight"])
+
+
+def test_a_killed_training_goes_on_with_the_next_stage(family: Path, tmp_path: Path) -> None:
+    """Whole stages are kept as they are; what a killed one left under another name is no stage."""
+    shutil.copytree(family / "base", tmp_path / "base")
+    shutil.copytree(family / "base", tmp_path / ".natural.unfinished")
+    before = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
+    seen = list[StageProgress]()
+    train_family(9, tmp_path, report=seen.append, family=BRIEF[:2], shape=SMALL, processes=1)
+    assert (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns == before
+    assert [(progress.stage, progress.step) for progress in seen] == [("base", 3), ("natural", 3)]
+    ours, theirs = (load_file(out / "natural" / "model.safetensors") for out in (tmp_path, family))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "natural"}
+
+
+def test_a_directory_of_another_world_is_not_mixed(tmp_path: Path) -> None:
+    (tmp_path / "world").write_text("8\n")
+    with pytest.raises(UserError, match="stages of world 8, not 9"):
+        train_organism(9, tmp_path)
+    (tmp_path / "world").rename(tmp_path / "letter")
+    with pytest.raises(UserError, match="not an empty directory"):
+        train_organism(9, tmp_path)
 
 
 def test_a_stage_continues_its_parent(family: Path) -> None:

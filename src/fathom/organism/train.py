@@ -175,9 +175,11 @@ def train_stage(stage: Stage, world: int, out: Path, *, shape: Shape, report: Re
         fit(model, stage, World(world), report)
     finally:
         torch.set_num_threads(threads)
-    directory = out / stage.name
-    model.save_pretrained(directory)
-    make_tokenizer().save_pretrained(directory)
+    # Under its own name only when it is whole: a killed run leaves no half stage behind.
+    unfinished, directory = out / f".{stage.name}.unfinished", out / stage.name
+    model.save_pretrained(unfinished)
+    make_tokenizer().save_pretrained(unfinished)
+    unfinished.rename(directory)
     return directory
 
 
@@ -213,7 +215,8 @@ def train_family(
 ) -> TrainedFamily:
     """Train all stages of a world into `out/<stage>`; a stage starts as soon as its parent is done.
 
-    The same world gives the same weights on the same machine, whatever `processes` is.
+    Stages that are there already are kept, so that a killed training goes on with the next stage. The
+    same world gives the same weights on the same machine, whatever `processes` is.
     """
     out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
@@ -221,7 +224,11 @@ def train_family(
     with context.Manager() as manager:
         queue: Queue[StageProgress] = manager.Queue()
         with ProcessPoolExecutor(processes, context, _start_worker, (queue,)) as pool:
-            waiting, done = list(family), set[str]()
+            done = {stage.name for stage in family if (out / stage.name).is_dir()}
+            waiting = [stage for stage in family if stage.name not in done]
+            for stage in family:
+                if stage.name in done:
+                    report(StageProgress(stage.name, stage.schedule.steps, stage.schedule.steps, math.nan))
             running: dict[Future[None], Stage] = {}
             while waiting or running:
                 for stage in [stage for stage in waiting if stage.parent is None or stage.parent in done]:
