@@ -155,7 +155,9 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
         # Held rows may be compared with what the reference says to another prompt.
         free = tokens.held == 0
         change = float((output.read[0] - tokens.reference_logprobs)[free].abs().mean()) if free.any() else 0.0
-        dtype = torch.get_autocast_dtype(tokens.labels.device.type) if torch.is_autocast_enabled() else model.dtype
+        device = tokens.labels.device.type
+        own = next(model.parameters()).dtype  # of whatever wraps the model
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
         if change > max(1e-4, 8 * torch.finfo(dtype).eps):
             raise UserError(
                 f"before the first step, the model differs from its own reference by {change:.2g} nats a token: "
