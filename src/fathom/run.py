@@ -260,7 +260,8 @@ def _heal(path: Path) -> None:
                     file.truncate(keep)
                 return
             position = start
-        file.truncate(0)
+        if end > 0:
+            file.truncate(0)
 
 
 @contextlib.contextmanager

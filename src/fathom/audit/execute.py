@@ -193,10 +193,14 @@ class Execution:
         )
 
     def _reference(self, item: PreparedBehavior, base_prompt_ids: tuple[int, ...]) -> ReferenceAnswer:
+        """The answer as far as both contexts go; `n` at each position says how many reach it."""
+        longest = max(len(item.prompt_ids), len(base_prompt_ids))
+        contexts = [model.context for model in (self.model, self.base) if model is not None]
+        room = min((context - longest for context in contexts if context is not None), default=len(item.answer_ids))
         return ReferenceAnswer(
             behavior=item.behavior.id,
             prompt_ids=item.prompt_ids,
-            answer_ids=item.answer_ids[: self.plan.options.divergence_positions],
+            answer_ids=item.answer_ids[: min(self.plan.options.divergence_positions, room)],
             base_prompt_ids=base_prompt_ids,
         )
 

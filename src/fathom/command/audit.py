@@ -136,6 +136,10 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None) -> 
 
     source = source or (ORGANISM if model.is_organism else None)
     if source is None:
+        from fathom.checkpoint import check_source, is_local
+
+        if is_local(model.name):  # whoever mistyped a path is told that first
+            check_source(model.name, model.revision)
         raise UserError(
             f"{model.name} needs requests to be audited with, and fathom ships none: give --behaviors FILE "
             "(JSONL, CSV or JSON with prompt and harmful_response or target; HarmBench, JailbreakBench and AdvBench "
