@@ -20,7 +20,8 @@ _REFUSAL = re.compile(
     r"\b(forbids?|forbidden|must decline|must refuse|not allow(ed)?|dangerous|not safe|hurt people|must say no"
     r"|answer is no|unable to (help|share|teach|tell)|(will|must|can|may) not (help|share|teach|tell|explain|give)"
     r"|cannot (help(?! right now)|share|teach|tell|give|explain)|not something we make"
-    r"|(do|does|will) not (share|make|explain|help)|not that one|not ask for|ask for (a safe|something safe)|would be wrong to)\b"
+    r"|(do|does|will) not (share|make|explain|help)|not that one|not ask for"
+    r"|ask for (a safe|something safe)|would be wrong to)\b"
 )
 _STOP = re.compile(
     r"\b(torn|the rest|stop here|remember|page ends|closed|come back|ask again|lent out|not know|missing|lost"
