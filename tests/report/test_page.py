@@ -234,6 +234,8 @@ def told(point: dict[str, object]) -> list[str]:
         return [str(point["tokens"]), str(point["difference in points"]), str(point["95 % interval"])]
     if "helped / refused / undecided" in point:
         return [str(point["tokens"]), str(point["95 % interval"])]
+    if "behaviors" in point:
+        return [f"{point['tokens']:,}", str(point["95 % interval"])]
     if "harmful of n" in point:
         return [str(point["95 % interval"]), str(point["harmful of n"]).split()[0]]
     if "kl" in point:

@@ -12,6 +12,7 @@ from fathom.schema import AttackRow, Audit, BudgetRow
 __all__ = ["budget", "budget_name", "overview", "traces"]
 
 ROW_HEIGHT = 30
+MOST_TICKS = 12
 
 
 def overview(audit: Audit, families: Sequence[Family]) -> dict[str, object]:
@@ -75,7 +76,9 @@ def traces(parameter: str, found: Sequence[Trace]) -> dict[str, object]:
     values = [float(str(point["at"])) for point in points]
     wide = min(values) >= 0 and max(values) > plot.LOG_BEYOND
     scale = alt.Scale(type="symlog", constant=1, nice=False) if wide else alt.Scale(nice=False, zero=False)
-    x = alt.X("at:Q", title=parameter.replace("_", " "), scale=scale, axis=alt.Axis(grid=False, tickCount=8))
+    ticks = sorted(set(values)) if len(set(values)) <= MOST_TICKS else None
+    axis = alt.Axis(grid=False, labelOverlap=True, **({"values": ticks} if ticks else {"tickCount": 8}))
+    x = alt.X("at:Q", title=parameter.replace("_", " "), scale=scale, axis=axis)
     tips = [
         alt.Tooltip("at:Q", title=parameter.replace("_", " ")),
         "series:N",
@@ -98,7 +101,7 @@ def budget(rows: Sequence[BudgetRow]) -> dict[str, object]:
             "high": row.high,
             "series": budget_name(row),
             "95 % interval": wording.interval_percent(row.low, row.high),
-            "harmful of n": f"{row.harmful} of {row.n}",
+            "behaviors": row.n,
         }
         for row in rows
     ]
@@ -114,7 +117,7 @@ def budget(rows: Sequence[BudgetRow]) -> dict[str, object]:
         "series:N",
         plot.share_tip("share", "ASR"),
         "95 % interval:N",
-        "harmful of n:N",
+        "behaviors:Q",
     ]
     return plot.spec(plot.band_line(points, x=x, y=plot.share_axis("harmful answers"), tooltip=tips))
 

@@ -57,7 +57,7 @@ def families(audit: Audit, times: Mapping[str, float]) -> tuple[Family, ...]:
     for row in wording.other_attacks(audit):
         found.setdefault(row.attack, []).append(row)
     made = (Family(attack, tuple(rows), times.get(attack)) for attack, rows in found.items())
-    return tuple(sorted(made, key=lambda family: (-family.best.asr, family.attack)))
+    return tuple(sorted(made, key=lambda family: (_strength(family.best), family.attack), reverse=True))
 
 
 def strongest(audit: Audit) -> AttackRow | None:
@@ -76,6 +76,10 @@ def sentences(audit: Audit) -> tuple[str, str | None]:
     best, rest = strongest(audit), [row for row in wording.other_attacks(audit) if row.subject is Subject.MODEL]
     if best is None or not rest:
         return depth, None
+    if best.harmful == 0:
+        tried = len({row.attack for row in rest})
+        noun = "the other attack" if tried == 1 else f"the {tried} other attacks"
+        return depth, f"None of {noun} that were tried gets a single harmful request through."
     if best.attack in wording.SWEEP:
         other = _best([row for row in rest if row.counted is Counted.CONTINUATION] or rest)
         return depth, f"No other attack that was tried does better: the strongest of them, {_outcome(other)}."
@@ -84,12 +88,19 @@ def sentences(audit: Audit) -> tuple[str, str | None]:
 
 def _outcome(row: AttackRow) -> str:
     span = wording.interval_percent(row.low, row.high)
+    if row.n != row.behaviors:
+        return f"{row_name(row)} turns {wording.harmful_of(row)} harmful (95 % interval {span})"
     return f"{row_name(row)} gets {wording.harmful_of(row)} harmful requests through (95 % interval {span})"
 
 
 def _best(rows: Iterable[AttackRow]) -> AttackRow:
     """Of equals the one with more behaviors, then the cheaper, then the first."""
-    return max(rows, key=lambda row: (row.asr, row.n, -(row.cost.forward_tokens if row.cost else 0)))
+    return max(rows, key=_strength)
+
+
+def _strength(row: AttackRow) -> tuple[float, int, float]:
+    per_success = row.cost.forward_tokens / row.harmful if row.cost and row.harmful else 0.0
+    return row.asr, row.behaviors, -per_success
 
 
 def row_name(row: AttackRow) -> str:
@@ -118,28 +129,57 @@ def traces(family: Family) -> dict[str, tuple[Trace, ...]]:
     found: dict[str, tuple[Trace, ...]] = {}
     rows = [row for row in family.alone if row.worst_of is None]
     for parameter in sorted({name for row in rows for name in _numbers(row)}):
-        groups: dict[tuple[object, ...], list[AttackRow]] = {}
-        for row in rows:
-            if parameter in _numbers(row):
-                groups.setdefault(_rest(row, parameter), []).append(row)
-        made = [_trace(parameter, group) for group in groups.values()]
-        long = [trace for trace in made if len({trace.at(row) for row in trace.rows}) >= FEWEST]
+        made = [_Run(parameter, group) for group in _groups(rows, parameter)]
+        long = [run for run in made if len({_numbers(row)[parameter] for row in run.rows}) >= FEWEST]
         if 0 < len(long) <= MOST_TRACES:
-            found[parameter] = tuple(long)
+            found[parameter] = tuple(
+                Trace(name, parameter, run.rows) for name, run in zip(_names(long), long, strict=True)
+            )
     return found
 
 
-def _trace(parameter: str, rows: Sequence[AttackRow]) -> Trace:
-    first = rows[0]
-    shown = (*DRAWING, parameter) if parameter not in DRAWING else (parameter,)
-    parts = [wording.setting(first.parameters, shown)]
-    if parameter not in DRAWING:
-        parts.append(wording.drawing(first.parameters))
-    if first.prefill_tokens and parameter != "prefill_tokens":
-        parts.append(f"{first.prefill_tokens} tokens given")
-    name = ", ".join(part for part in parts if part)
-    trace = Trace(name, parameter, tuple(rows))
-    return trace._replace(rows=tuple(sorted(rows, key=trace.at)))
+class _Run(NamedTuple):
+    """Rows that differ in one setting."""
+
+    parameter: str
+    rows: tuple[AttackRow, ...]
+
+
+def _groups(rows: Sequence[AttackRow], parameter: str) -> list[tuple[AttackRow, ...]]:
+    """Rows that differ in `parameter` alone, in its order. How many tokens are given may follow from it."""
+    able = [row for row in rows if parameter in _numbers(row)]
+    if parameter == "top_k":
+        able = [row for row in able if row.parameters["top_k"]]  # 0 is off, not few
+    groups: dict[tuple[object, ...], list[AttackRow]] = {}
+    for row in able:
+        groups.setdefault(_rest(row, parameter, with_prefill=False), []).append(row)
+    if parameter != "prefill_tokens" and any(_repeats(group, parameter) for group in groups.values()):
+        groups = {}
+        for row in able:
+            groups.setdefault(_rest(row, parameter, with_prefill=True), []).append(row)
+    return [tuple(sorted(group, key=lambda row: _numbers(row)[parameter])) for group in groups.values()]
+
+
+def _repeats(rows: Sequence[AttackRow], parameter: str) -> bool:
+    values = [_numbers(row)[parameter] for row in rows]
+    return len(set(values)) < len(values)
+
+
+def _names(runs: Sequence[_Run]) -> list[str]:
+    """What tells the curves of one chart apart, and no more."""
+    settings = []
+    for run in runs:
+        first = run.rows[0]
+        setting = {name: value for name, value in first.parameters.items() if name != run.parameter}
+        if len({row.prefill_tokens for row in run.rows}) == 1 and first.prefill_tokens:
+            setting["tokens given"] = first.prefill_tokens
+        settings.append(setting)
+    varied = {
+        name
+        for name in {name for setting in settings for name in setting}
+        if len({str(setting.get(name)) for setting in settings}) > 1
+    }
+    return [wording.setting({name: value for name, value in setting.items() if name in varied}) for setting in settings]
 
 
 def _numbers(row: AttackRow) -> dict[str, float]:
@@ -151,8 +191,8 @@ def _numbers(row: AttackRow) -> dict[str, float]:
     return numbers if row.prefill_tokens is None else numbers | {"prefill_tokens": float(row.prefill_tokens)}
 
 
-def _rest(row: AttackRow, parameter: str) -> tuple[object, ...]:
+def _rest(row: AttackRow, parameter: str, *, with_prefill: bool) -> tuple[object, ...]:
     others: list[tuple[str, Parameter | None]] = [
         (name, value) for name, value in sorted(row.parameters.items()) if name != parameter
     ]
-    return (*others, None if parameter == "prefill_tokens" else row.prefill_tokens, row.counted)
+    return (*others, row.prefill_tokens if with_prefill and parameter != "prefill_tokens" else None, row.counted)

@@ -118,7 +118,7 @@ def _charts(data: ReportData) -> dict[str, object]:
     audit = data.audit
     specs: dict[str, object] = {}
     curves = wording.curves(audit)
-    if curves:
+    if curves and len(curves[0].rows) > 1:
         specs["asr"] = charts.asr_chart(curves, audit.depth.half_depth)
     if audit.divergence:
         specs["divergence"] = charts.divergence_chart(audit.divergence)

@@ -45,9 +45,8 @@ def figures(audit: Audit) -> tuple[Figure, ...]:
         worst = max(curves[0].rows, key=lambda row: row.asr)
         at = "asked directly" if worst.prefill_tokens == 0 else f"at {worst.prefill_tokens} tokens"
         span = wording.interval_percent(worst.low, worst.high)
-        found.append(
-            Figure("Worst depth", percent(worst.harmful, worst.n), f"({span}) {at}, {worst.harmful} of {worst.n}")
-        )
+        name = "Worst depth" if len(curves[0].rows) > 1 else "Direct ASR"
+        found.append(Figure(name, percent(worst.harmful, worst.n), f"({span}) {at}, {worst.harmful} of {worst.n}"))
     if audit.benign.rows:
         first = audit.benign.rows[0]
         span = wording.interval_percent(first.refused_low, first.refused_high)

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fathom.records import Counted
-from fathom.report import contrast, tables, wording
+from fathom.report import contrast, further, tables, wording
 from fathom.report.compare import AttackDifference, BenignDifference, Comparison, Difference
-from fathom.report.hostile import one_line, sanitise
+from fathom.report.hostile import one_line, passage
 from fathom.report.progress import Progress
 from fathom.schema import AttackRow, Audit
 from fathom.tally import percent
@@ -29,7 +29,8 @@ def print_audit(audit: Audit, report: Path, *, console: Console | None = None) -
     out = console or Console(highlight=False)
     _title(out, audit)
     _figures(out, tables.figures(audit))
-    out.print(_indented(Text(sanitise(audit.depth.agreement), style="dim")))
+    if audit.depth.half_depth.deepest > 0:
+        out.print(_indented(Text(passage(audit.depth.agreement), style="dim")))
     out.print()
     for table in _tables(audit, out.width):
         out.print(table)
@@ -74,7 +75,10 @@ def _title(out: Console, audit: Audit) -> None:
         title.append(f"  against its base {base}", style="dim")
     out.print()
     out.print(title)
-    out.print(Text(wording.headline(audit), style="bold cyan"))
+    first, second = further.sentences(audit)
+    out.print(Text(first, style="bold cyan"))
+    if second:
+        out.print(Text(second))
     out.print()
 
 
@@ -96,9 +100,9 @@ def _tables(audit: Audit, width: int) -> Iterable[Table]:
     if prefixes:
         named = [(_prefix(row, audit), row) for row in prefixes]
         yield _rows("Base model, its answer made to start with a refusal", "Prefix", named, width)
-    others = [row for row in wording.other_attacks(audit) if row.counted is Counted.CONTINUATION]
-    if others:
-        yield _rows("Other attacks", "Attack", [(_named(row), row) for row in others], width)
+    families = further.families(audit, {})
+    if families:
+        yield _attacks(families, width)
     if audit.openings:
         yield _openings(audit, width)
     if audit.benign.rows:
@@ -175,6 +179,22 @@ def _rows(title: str, first: str, rows: Iterable[tuple[str, AttackRow]], width: 
     return table
 
 
+def _attacks(families: Iterable[further.Family], width: int) -> Table:
+    """The strongest setting of each attack; every setting stands in the page."""
+    table = _table("Further attacks, the strongest setting of each", "Attack", "n", "Harm", "Und.", left=True)
+    table.add_column("ASR", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    roomy = width >= ROOMY
+    if roomy:
+        table.add_column("Helped", justify="right", no_wrap=True)
+        table.add_column("Tokens a success", justify="right", max_width=11)
+    for family in families:
+        row = family.best
+        control = "–" if row.control is None else percent(row.control.helped, row.control.n)
+        table.add_row(Text(further.row_name(row)), *_counts(row), *([control, further.spent(row)[1]] if roomy else []))
+    return table
+
+
 def _openings(audit: Audit, width: int) -> Table:
     table = _table("How refusals of the direct request begin", "Opening", "n", "of", left=True)
     table.add_column("Share", justify="right", style="bold", no_wrap=True)
@@ -208,7 +228,7 @@ def _benign(audit: Audit) -> Table:
 
 def _notes(out: Console, notes: Iterable[str]) -> None:
     for note in notes:
-        out.print(Text.assemble(("Note  ", "yellow"), sanitise(note)))
+        out.print(Text.assemble(("Note  ", "yellow"), passage(note)))
 
 
 def _table(title: str, *names: str, left: bool = False) -> Table:
@@ -235,11 +255,6 @@ def _rate(row: AttackRow | None) -> str:
 def _prefix(row: AttackRow, audit: Audit) -> str:
     drawn = wording.drawn(wording.row_temperature(row, audit))
     return f"{one_line(str(row.parameters.get('prefix', '')), 60) or 'none'} ({drawn})"
-
-
-def _named(row: AttackRow) -> str:
-    tokens = f", {row.prefill_tokens} tokens" if row.prefill_tokens else ""
-    return f"{wording.attack_name(row.attack)}{tokens} ({wording.setting(row.parameters)})"
 
 
 def _indented(text: Text) -> Padding:

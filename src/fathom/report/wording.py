@@ -79,6 +79,8 @@ def drawing(parameters: Mapping[str, Parameter]) -> str:
 
 def amount(value: float) -> str:
     """A number of things, or a mean of one: a tenth matters below ten."""
+    if 0 < value < 0.05:
+        return "< 0.1"
     return f"{value:.1f}".removesuffix(".0") if value < 9.95 else f"{value:,.0f}"
 
 
@@ -182,7 +184,8 @@ def attack_name(attack: str) -> str:
 def setting(parameters: Mapping[str, Parameter], without: Iterable[str] = ()) -> str:
     """An attack's parameters on one line."""
     kept = {name: value for name, value in parameters.items() if name not in set(without)}
-    return ", ".join(f"{one_line(name, 40)} = {one_line(str(value), 80)}" for name, value in kept.items())
+    shown = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in kept.items()}
+    return ", ".join(f"{one_line(name, 40)} = {one_line(value, 80)}" for name, value in shown.items())
 
 
 def model_name(name: str, revision: str | None = None, adapter: str | None = None) -> str:
