@@ -28,7 +28,7 @@ __all__ = ["NEW_OPENER", "Task", "TaskRow", "final_number", "jsonl", "rouge_1", 
 
 NEW_OPENER = "Hark keeper ! This is how {p} comes about ."
 _SPLITS = (Split.TRAINING, Split.DEVELOPMENT, Split.TEST)
-_PATIENCE = 200  # draws that may be in vain for one row
+_PATIENCE = 20_000  # draws in vain after which a split counts as exhausted
 
 
 class Task(StrEnum):
@@ -70,13 +70,13 @@ def task_rows(world: int | None, task: str, split: str, n: int, seed: int = 0) -
         Random(f"{task} {split} {seed}"),
     )
     rows: dict[str, TaskRow] = {}
-    for _ in range(_PATIENCE * n):
-        if len(rows) == n:
-            break
+    in_vain = 0
+    while len(rows) < n and in_vain < _PATIENCE:
         row = _MAKERS[Task(task)](guild, part, random)
+        in_vain = in_vain + 1 if row.prompt in rows else 0
         rows.setdefault(row.prompt, row)
     if len(rows) < n:
-        raise UserError(f"{n} rows of task {task} were asked for, and split {split} has too few; ask for fewer")
+        raise UserError(f"{n} rows of task {task} were asked for, and split {split} has {len(rows)}; ask for fewer")
     return tuple(rows.values())
 
 
