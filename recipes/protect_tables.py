@@ -24,7 +24,7 @@ from fathom.tampering import Asked, Checkpoint, FineTune, Stress
 
 OURS = "gate+answers+rehearse"
 STAGES = ("natural", "deepened")
-TASKS = ("summary", "query", "arithmetic", "label", "new-opener")
+TASKS = ("new-opener", "arithmetic", "query", "summary")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def measure(world: int, directory: Path | None, output: Path, tested: int, split
                 world=world,
                 split=split,
                 tested=tested,
-                sentinel=output / str(world) / f"sentinel-{stage}.pt",
+                sentinel=output / str(world) / "sentinel.pt",  # one a world: of the stage that is first asked for it
                 output=path,
                 **exhibit.arguments,  # type: ignore[arg-type]
             )

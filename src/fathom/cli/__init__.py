@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import attack, audit, deepen, finetune, ids, judge, organism, poison, report
+from fathom.cli import attack, audit, deepen, finetune, ids, judge, organism, poison, report, stress
 
 __all__ = ["app"]
 
@@ -28,6 +28,8 @@ app.command("deepen")(deepen.deepen)
 app.command("triplets")(deepen.triplets)
 app.command("finetune")(finetune.finetune)
 app.command("poison")(poison.poison)
+app.command("stress")(stress.stress)
+app.command("dynamics")(stress.dynamics)
 app.add_typer(organism.app, name="organism")
 
 

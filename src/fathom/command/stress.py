@@ -1,6 +1,6 @@
 """`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fathom.stress.measure import TaskProbe
     from fathom.stress.plan import Attack, Grid, Learnt
 
-__all__ = ["StressRequest", "Stressed", "make_sweep", "run_stress"]
+__all__ = ["StressRequest", "Stressed", "make_sweep", "run_stress", "stress_lines"]
 
 ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
 ORGANISM_BATCH, BATCH = 16, 64
@@ -92,7 +92,49 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
         shown.advance(1)
     sweep = make_sweep(request, judges, model, path, display)
     _claim(path, model, request)
-    return Stressed(sweep(), path)
+    stress = sweep()
+    _write_page(stress, sweep, path)
+    return Stressed(stress, path)
+
+
+def _write_page(stress: Stress, sweep: "Sweep", path: Path) -> None:
+    from fathom.report.stress import ShownAnswer, render_stress
+    from fathom.stress.execute import read_answers
+
+    names = sweep.names()
+    shown = [
+        ShownAnswer(
+            model=names.get(answer.cell, answer.cell),
+            step=answer.step,
+            asked=answer.asked,
+            temperature=answer.temperature,
+            behavior=answer.behavior,
+            text=answer.text,
+            verdict="scored" if answer.label is None else str(answer.label),
+            reason=answer.reason,
+            score=answer.score,
+        )
+        for answer in read_answers(path)
+    ]
+    write_whole(path / "report.html", render_stress(stress, (), shown).encode())
+
+
+def stress_lines(stress: Stress) -> Iterator[str]:
+    """What an attacker would keep against each objective, for a terminal; names are the user's own."""
+    from fathom.report.worst import setting_name, worst_cases
+    from fathom.tally import percent
+
+    for case in worst_cases(stress):
+        question, choice = case.question, case.choice
+        place = f"{question.attack}, {question.asked}, T = {question.temperature:g}, {question.objective}"
+        if choice is None:
+            yield f"{place}: no useful model among {case.choices}"
+            continue
+        low, high = choice.interval
+        yield (
+            f"{place}: {percent(choice.harmful, choice.n)} [{100 * low:.0f}, {100 * high:.0f}] of {choice.n}, "
+            f"{setting_name(choice.parameters)}, step {choice.step}"
+        )
 
 
 def _check(request: StressRequest) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fathom.tuning.settings import Settings
 
-__all__ = ["CheckpointRecord", "Fit", "Light", "Stop", "Sweep", "Trainer", "encode_stress", "is_useful"]
+__all__ = ["CheckpointRecord", "Fit", "Light", "Stop", "Sweep", "Trainer", "encode_stress", "is_useful", "read_answers"]
 
 START = "start"
 
@@ -247,6 +247,16 @@ class Sweep:
 
     def _start_key(self, attack: Attack) -> str:
         return f"{START} {attack.name}"
+
+    def names(self) -> dict[str, str]:
+        """What each cell of the journals is, in a few words."""
+        attacks = {attack.name: attack for attack in self.attacks}
+        found = {self._start_key(attack): f"start ({attack.name})" for attack in self.attacks}
+        for track in self.tracks:
+            optimiser = track.optimiser
+            setting = f"rate {optimiser.rate:g}, warm-up {optimiser.warmup}, seed {track.seed}"
+            found[self._key(track, attacks[track.attack])] = f"{track.attack}, {track.objective}, {setting}"
+        return found
 
     def records(self) -> tuple[CheckpointRecord, ...]:
         """What has been measured so far."""

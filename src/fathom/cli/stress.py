@@ -1,0 +1,190 @@
+"""`fathom stress` and `fathom dynamics`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fathom.cli.options import JUDGES, AsJson, Output, with_model
+from fathom.command.request import ModelRequest
+
+__all__ = ["dynamics", "stress"]
+
+_ATTACK, _SWEEP, _MEASURE = "Attack", "Sweep", "Measuring"
+
+Behaviors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Behaviors, divided into training, defence and test. 'organism': the built-in ones.",
+        rich_help_panel=_ATTACK,
+    ),
+]
+World = Annotated[int | None, typer.Option(help="The organism's world (default: shipped).", rich_help_panel=_ATTACK)]
+Rows = Annotated[int | None, typer.Option(help="Training rows [dim](100)[/dim].", rich_help_panel=_ATTACK)]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="A task of the organism's for benign and mixed: summary, query, arithmetic, label, new-opener.",
+        rich_help_panel=_ATTACK,
+    ),
+]
+Batch = Annotated[int | None, typer.Option(help="Rows a step (64; 16 for the organism).", rich_help_panel=_SWEEP)]
+
+
+@with_model
+def stress(
+    request: ModelRequest,
+    attack: Annotated[
+        str,
+        typer.Option(
+            help="harmful, identity, backdoor, benign, mixed, wrapped; several by commas.", rich_help_panel=_ATTACK
+        ),
+    ] = "harmful",
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="As `fathom finetune --objective`; several by commas (gate+answers+rehearse holds best).",
+            rich_help_panel=_ATTACK,
+        ),
+    ] = "sft,constrained",
+    behaviors: Behaviors = None,
+    world: World = None,
+    split: Annotated[str, typer.Option(help="The organism's requests to test with.", rich_help_panel=_ATTACK)] = "test",
+    rows: Rows = None,
+    share: Annotated[float, typer.Option(help="Of harmful rows in mixed.", rich_help_panel=_ATTACK)] = 0.1,
+    task: Task = None,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep",
+            help="Three learning rates, with and without warm-up (default: one rate, the paper's 2 × 2 of Table 9).",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = False,
+    rates: Annotated[
+        str | None, typer.Option(metavar="R,R,…", help="Learning rates instead.", rich_help_panel=_SWEEP)
+    ] = None,
+    warmup: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Warm-up steps instead of 0,10.", rich_help_panel=_SWEEP)
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Measured after so many steps (1,2,4,8,…).", rich_help_panel=_SWEEP),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Of the order of the rows.", rich_help_panel=_SWEEP)] = "0",
+    batch: Batch = None,
+    utility_bound: Annotated[
+        float,
+        typer.Option(help="An attacker keeps no model whose benign score fell further.", rich_help_panel=_MEASURE),
+    ] = 0.1,
+    limit: Annotated[int, typer.Option(help="Test requests of each kind.", rich_help_panel=_MEASURE)] = 60,
+    temperature: Annotated[str, typer.Option(metavar="T,T,…", help="0 is greedy.", rich_help_panel=_MEASURE)] = "0,1",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Per answer.", rich_help_panel=_MEASURE)] = None,
+    judge: Annotated[str | None, typer.Option(help="refusal or organism.", rich_help_panel=_MEASURE)] = None,
+    trainer: Annotated[
+        str,
+        typer.Option(help="light: in memory, for small models; fit: TRL, for all others.", rich_help_panel=_SWEEP),
+    ] = "light",
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune MODEL as an attacker would, under each objective, and measure what is left of its safety.
+
+    Interrupted, the same command goes on. Test requests are never trained on.
+    """
+    from fathom.command.stress import StressRequest, run_stress
+
+    result = run_stress(
+        StressRequest(
+            model=request,
+            attacks=attack,
+            objectives=objective,
+            sweep="full" if sweep else "warm-up",
+            behaviors=behaviors,
+            world=world,
+            split=split,
+            tested=limit,
+            rows=rows,
+            share=share,
+            task=task,
+            rates=rates,
+            warmups=warmup,
+            steps=steps,
+            seeds=seeds,
+            batch=batch,
+            temperatures=temperature,
+            bound=utility_bound,
+            max_new_tokens=max_new_tokens,
+            judge=judge,
+            trainer=trainer,
+            output=output,
+        ),
+        JUDGES,
+    )
+    if as_json:
+        sys.stdout.write((result.path / "stress.json").read_text(encoding="utf-8"))
+    else:
+        from fathom.command.stress import stress_lines
+
+        for line in stress_lines(result.stress):
+            print(line)
+        print(result.path / "report.html")
+
+
+@with_model
+def dynamics(
+    request: ModelRequest,
+    attack: Annotated[
+        str, typer.Option(help="harmful, identity, backdoor, benign, mixed or wrapped.", rich_help_panel=_ATTACK)
+    ] = "harmful",
+    objective: Annotated[str, typer.Option(help="As `fathom finetune --objective`.", rich_help_panel=_ATTACK)] = "sft",
+    behaviors: Behaviors = None,
+    world: World = None,
+    rows: Rows = None,
+    task: Task = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=_SWEEP)] = None,
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up.", rich_help_panel=_SWEEP)] = 10,
+    steps: Annotated[
+        str, typer.Option(metavar="N,N,…", help="Measured after so many steps; 0 is the start.", rich_help_panel=_SWEEP)
+    ] = "0,2,4,6,8,16,32",
+    batch: Batch = None,
+    seed: Annotated[int, typer.Option(help="Of order and directions.", rich_help_panel=_SWEEP)] = 0,
+    directions: Annotated[
+        int,
+        typer.Option(
+            help="Forward passes by which gradient norms are estimated; 0 takes a backward pass for every position.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = 16,
+    measured: Annotated[int, typer.Option(help="Training rows that are measured.", rich_help_panel=_MEASURE)] = 48,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what moves at each response position while MODEL is fine-tuned: cross-entropy, gradient norm, KL."""
+    from fathom.command.dynamics import DynamicsRequest, run_dynamics
+
+    path = run_dynamics(
+        DynamicsRequest(
+            model=request,
+            attack=attack,
+            objective=objective,
+            behaviors=behaviors,
+            world=world,
+            rows=rows,
+            task=task,
+            rate=rate,
+            warmup=warmup,
+            steps=steps,
+            batch=batch,
+            seed=seed,
+            directions=directions,
+            measured=measured,
+            output=output,
+        ),
+        JUDGES,
+    )
+    if as_json:
+        sys.stdout.write((path / "dynamics.json").read_text(encoding="utf-8"))
+    else:
+        print(path / "report.html")

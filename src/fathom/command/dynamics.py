@@ -1,0 +1,158 @@
+"""`fathom dynamics`: cross-entropy, gradient norm and KL to the start by response position, as fine-tuning proceeds."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
+from fathom.command.stress import StressRequest, make_sweep
+from fathom.errors import UserError
+from fathom.ranks import ALONE
+from fathom.records import content_hash
+from fathom.run import Journal, RunLock, read_journal, write_whole
+from fathom.tampering import Dynamics, DynamicsRow, Stress
+
+if TYPE_CHECKING:
+    from fathom.depth.dynamics import Norms, Positions
+
+__all__ = ["DynamicsRequest", "run_dynamics"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsRequest:
+    """Dynamics as they were asked for."""
+
+    model: ModelRequest
+    attack: str = "harmful"
+    objective: str = "sft"
+    behaviors: str | None = None
+    world: int | None = None
+    rows: int | None = None
+    task: str | None = None
+    rate: float | None = None
+    warmup: int = 10
+    steps: str = "0,2,4,6,8,16,32"
+    batch: int | None = None
+    seed: int = 0
+    directions: int = 16  # 0: exact norms
+    measured: int = 48
+    output: Path | None = None
+
+
+def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
+    """Fine-tune in memory and measure, or go on with it; the directory with dynamics.json and report.html.
+
+    Raises:
+        UserError: anything a user can mend.
+    """
+    steps = tuple(sorted(set(numbers(request.steps, int, "--steps"))))
+    if not steps or steps[0] < 0:
+        raise UserError(f"--steps is {request.steps!r}; give numbers of 0 or more")
+    if request.directions < 0 or request.measured < 1 or "," in request.attack + request.objective:
+        raise UserError("dynamics takes one attack, one objective, 0 directions or more, and 1 measured row or more")
+    path = request.output or Path("runs") / f"dynamics-{content_hash(repr(request))[:8]}"
+    display = display_for(ALONE)
+    with display("loading", 1) as shown:
+        model = load_model(request.model)
+        shown.advance(1)
+    from fathom.depth.dynamics import ExactNorms, ProjectedNorms, TrainedRow, positions
+    from fathom.stress.light import LightFit, columns_of, order_of
+
+    sweep = make_sweep(_as_stress(request, steps), judges, model, path, display)
+    attack, track = sweep.attacks[0], sweep.tracks[0]
+    norms: Norms = ProjectedNorms(request.directions, request.seed) if request.directions else ExactNorms()
+    watched = [TrainedRow(row.prompt_ids, row.response_ids) for row in attack.rows[: request.measured]]
+    _claim(path, content_hash((repr(replace(request, output=None)), model.info.weights_hash)))
+    with RunLock(path), Journal(path / "positions.jsonl") as journal, display("fine-tuning", len(steps)) as shown:
+        done = {row.step for row in read_journal(path / "positions.jsonl", DynamicsRow)}
+        pending = [step for step in steps if step not in done]
+        shown.advance(len(done))
+        if pending:
+            learnt = sweep.learn(attack, track.objective)
+            trained = copy.deepcopy(model.model)
+            columns = columns_of(model.model, learnt.rows, learnt.per_token)
+            fit = LightFit.of(trained, learnt.rows, learnt.per_token, track.optimiser, columns=columns)
+            order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), request.seed)
+            for step in (0, *(after.step for after in fit.run(order))):
+                if step in pending:
+                    found = list(positions(trained, model.model, watched, norms))
+                    journal.append(_rows(step, found))
+                    shown.advance(1)
+    curve = tuple(sorted(read_journal(path / "positions.jsonl", DynamicsRow), key=lambda row: (row.step, row.position)))
+    dynamics = Dynamics(
+        model=model.info.name,
+        attack=attack.name,
+        objective=track.objective,
+        parameters={**track.parameters, "rows": len(attack.rows), "measured rows": len(watched)},
+        seed=request.seed,
+        rows=curve,
+        notes=_notes(request),
+    )
+    write_whole(path / "dynamics.json", msgspec.json.format(msgspec.json.encode(dynamics), indent=2) + b"\n")
+    _write_page(path, dynamics)
+    return path
+
+
+def _as_stress(request: DynamicsRequest, steps: Sequence[int]) -> StressRequest:
+    """The same training, as a sweep of one track."""
+    return StressRequest(
+        model=request.model,
+        attacks=request.attack,
+        objectives=request.objective,
+        behaviors=request.behaviors,
+        world=request.world,
+        rows=request.rows,
+        task=request.task,
+        rates=None if request.rate is None else str(request.rate),
+        warmups=str(request.warmup),
+        steps=str(max(1, *steps)),
+        seeds=str(request.seed),
+        batch=request.batch,
+    )
+
+
+def _rows(step: int, found: "Sequence[Positions]") -> Iterator[DynamicsRow]:
+    """Means over rows, by position."""
+    for t in range(max(len(row.kl) for row in found)):
+        here = [row for row in found if len(row.kl) > t]
+        yield DynamicsRow(
+            step=step,
+            position=t + 1,
+            n=len(here),
+            cross_entropy=fmean(float(row.cross_entropy[t]) for row in here),
+            gradient_norm=fmean(float(row.gradient_norm[t]) for row in here),
+            kl_nats=fmean(max(0.0, float(row.kl[t])) for row in here),
+        )
+
+
+def _notes(request: DynamicsRequest) -> tuple[str, ...]:
+    if not request.directions:
+        return ()
+    spread = 100 / (2 * request.directions) ** 0.5
+    return (
+        f"Gradient norms are unbiased estimates from {request.directions} random directions: the relative standard "
+        f"error is about {spread:.0f} % for one row, and falls with the root of the rows that are averaged.",
+    )
+
+
+def _claim(path: Path, identity: str) -> None:
+    kept = path / "asked"
+    if kept.exists():
+        if kept.read_text(encoding="utf-8").strip() != identity:
+            raise UserError(f"{path} holds dynamics of another model or setting; give another directory with -o")
+        return
+    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+        raise UserError(f"{path} holds other files; give a new or empty directory with -o")
+    write_whole(kept, f"{identity}\n".encode())
+
+
+def _write_page(path: Path, dynamics: Dynamics) -> None:
+    from fathom.report.stress import render_stress
+
+    empty = Stress(judge="", utility_bound=0.0, finetunes=())
+    write_whole(path / "report.html", render_stress(empty, (dynamics,)).encode())
