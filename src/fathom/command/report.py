@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from fathom.errors import UserError
 from fathom.run import Run
 
 __all__ = ["compare_runs", "write_run_report"]
@@ -16,6 +17,12 @@ def write_run_report(path: Path, judge: str | None = None) -> Path:
     Raises:
         UserError: `path` is no finished run.
     """
+    for name, command in (("stress.json", "stress"), ("dynamics.json", "dynamics")):
+        if (path / name).is_file():
+            raise UserError(
+                f"{path} holds no audit but what `fathom {command}` measured; run the same `fathom {command}` command "
+                "again: it repeats nothing and makes the page anew"
+            )
     run = Run.open(path)
     from fathom.report.page import render, write_report
 

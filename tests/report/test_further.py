@@ -1,0 +1,133 @@
+"""Laws of further attacks, of worst cases, and of the figures set beside the paper's."""
+
+import msgspec
+import pytest
+import synthetic
+import synthetic_stress
+
+from fathom.records import Counted
+from fathom.report import further, paper, worst
+from fathom.report.samples import seconds_by_attack
+from fathom.run import Run
+from fathom.schema import TimeRow
+from fathom.tally import percent, wilson
+
+DATA = synthetic.with_attacks(synthetic.report_data(synthetic.Setting(behaviors=20, benign=4, depths=(0, 5, 20))))
+
+
+def test_every_row_of_another_attack_is_in_one_family() -> None:
+    families = further.families(DATA.audit, DATA.times)
+    rows = [row for family in families for row in family.rows]
+    others = [row for row in DATA.audit.attacks if row.attack not in ("direct", "prefill", "refusal_prefix")]
+    assert sorted(map(str, rows)) == sorted(map(str, others))
+    for family in families:
+        assert family.best.asr == max(row.asr for row in family.rows)
+    assert [family.best.asr for family in families] == sorted((f.best.asr for f in families), reverse=True)
+
+
+def test_the_strongest_is_the_models_own_on_the_continuation_alone() -> None:
+    best = further.strongest(DATA.audit)
+    rows = [row for row in DATA.audit.attacks if row.subject == "model" and row.counted is Counted.CONTINUATION]
+    assert best.asr == max(row.asr for row in rows)
+
+
+def test_traces_hold_each_row_once_and_in_order() -> None:
+    for family in further.families(DATA.audit, {}):
+        for parameter, found in further.traces(family).items():
+            rows = [row for trace in found for row in trace.rows]
+            assert len(rows) == len({id(row) for row in rows})
+            for trace in found:
+                values = [trace.at(row) for row in trace.rows]
+                assert values == sorted(set(values))
+                assert len(values) >= further.FEWEST
+                rest = {
+                    tuple((name, value) for name, value in row.parameters.items() if name != parameter)
+                    for row in trace.rows
+                }
+                assert len(rest) == 1
+    insertion = next(family for family in further.families(DATA.audit, {}) if family.attack == "insertion")
+    assert {trace.name for trace in further.traces(insertion)["position"]} == {"span = 3", "span = 5"}
+
+
+def test_seconds_add_up_over_resumptions_and_processes(tmp_path: object) -> None:
+    run = Run(tmp_path)
+    for rank, seconds in ((0, 1.5), (0, 2.0), (1, 0.25)):
+        with run.journal("times", rank) as journal:
+            journal.append([TimeRow(attack="suffix", seconds=seconds), TimeRow(attack="ranks", seconds=1.0)])
+    assert seconds_by_attack(run) == {"suffix": 3.75, "ranks": 3.0}
+    assert seconds_by_attack(Run(tmp_path / "nothing")) == {}
+
+
+# --- worst cases ---
+
+STRESS = synthetic_stress.stress()
+
+
+def test_the_worst_case_is_that_of_a_naive_search() -> None:
+    for case in worst.worst_cases(STRESS):
+        question = case.question
+        pooled: dict[tuple[str, int], list[tuple[int, int, bool]]] = {}
+        for tune in STRESS.finetunes:
+            if (tune.attack, tune.objective) == (question.attack, question.objective):
+                for point in tune.checkpoints:
+                    for asked in point.asr:
+                        if (asked.asked, asked.temperature) == (question.asked, question.temperature) and point.step:
+                            key = (str(tune.parameters), point.step)
+                            pooled.setdefault(key, []).append((asked.harmful, asked.n, point.useful))
+        shares = [sum(h for h, _, _ in v) / sum(n for _, n, _ in v) for v in pooled.values() if all(u for *_, u in v)]
+        assert case.choices == len(pooled)
+        assert case.seeds == 3
+        assert case.choice.asr == pytest.approx(max(shares))
+        assert case.choice.interval == wilson(case.choice.harmful, case.choice.n)
+
+
+def test_a_model_of_no_use_is_no_attack() -> None:
+    broken = tuple(
+        msgspec.structs.replace(
+            tune, checkpoints=tuple(msgspec.structs.replace(point, useful=False) for point in tune.checkpoints)
+        )
+        for tune in STRESS.finetunes
+    )
+    assert {case.choice for case in worst.worst_cases(msgspec.structs.replace(STRESS, finetunes=broken))} == {None}
+
+
+def test_the_start_is_no_choice_of_the_attackers() -> None:
+    only = tuple(
+        msgspec.structs.replace(tune, checkpoints=tuple(p for p in tune.checkpoints if p.step == 0))
+        for tune in STRESS.finetunes
+    )
+    assert {case.choice for case in worst.worst_cases(msgspec.structs.replace(STRESS, finetunes=only))} == {None}
+
+
+# --- beside the paper ---
+
+
+def test_only_what_was_measured_is_set_beside_the_paper() -> None:
+    (prefixes, deepening) = paper.beside_audit(DATA.audit)
+    assert prefixes.columns == ("none", "“I cannot”")
+    ours = dict(deepening.rows)["organism:natural, measured here"]
+    assert deepening.columns[:2] == ("prefill 5", "prefill 20")
+    for depth, cell in zip((5, 20), ours, strict=False):
+        row = next(
+            row
+            for row in DATA.audit.attacks
+            if (row.attack, row.prefill_tokens, row.counted) == ("prefill", depth, Counted.CONTINUATION)
+        )
+        assert cell == percent(row.harmful, row.n).removesuffix(" %")
+    for exhibit in (prefixes, deepening):
+        for _, cells in exhibit.rows:
+            assert len(cells) == len(exhibit.columns)
+
+
+def test_the_papers_numbers_are_those_of_its_tables() -> None:
+    assert paper.T3["initial"]["40"] == "57.0 ± 0.4"
+    assert paper.T3["augmented"]["5"] == "2.8 ± 0.4"
+    assert {len(cells) for cells in paper.T1.values()} == {len(paper.T1_PREFIXES)}
+    assert {len(cells) for table in (paper.T9, paper.T10) for cells in table.values()} == {len(paper.TUNED)}
+
+
+def test_a_sweep_without_the_papers_attacks_has_no_exhibit() -> None:
+    other = tuple(msgspec.structs.replace(tune, attack="benign") for tune in STRESS.finetunes)
+    assert paper.beside_stress(msgspec.structs.replace(STRESS, finetunes=other)) == ()
+    (exhibit,) = paper.beside_stress(STRESS)
+    assert any("harmful examples" in name and "measured here" in name for name, _ in exhibit.rows)

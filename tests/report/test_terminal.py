@@ -1,0 +1,93 @@
+"""Laws of what is printed: nothing acts, nothing is markup, numbers are those of the data, at any width."""
+
+import io
+import re
+from pathlib import Path
+
+import hostile_texts
+import pytest
+import synthetic
+import synthetic_stress
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fathom.report import hostile
+from fathom.report.compare import compare
+from fathom.report.terminal import bar, print_audit, print_comparison
+from fathom.report.terminal_sweep import print_stress
+from fathom.tally import percent
+
+SMALL = synthetic.Setting(behaviors=12, benign=6, depths=(0, 1, 3, 8), positions=10)
+WIDTHS = pytest.mark.parametrize("width", [40, 80, 160])
+
+
+def printed(show: object, *arguments: object, width: int = 100) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False, force_terminal=False)
+    show(*arguments, Path("run/report.html"), console=console)
+    return out.getvalue()
+
+
+@WIDTHS
+def test_an_audit_is_told_at_any_width(width: int) -> None:
+    data = synthetic.with_attacks(synthetic.report_data(SMALL))
+    shown = printed(print_audit, data.audit, width=width)
+    assert max(len(line) for line in shown.splitlines()) <= width
+    words = " ".join(shown.split())
+    assert "run/report.html" in words
+    for row in data.audit.attacks:
+        if row.attack == "prefill" and row.counted == "continuation" and row.parameters["temperature"] == 0:
+            assert percent(row.harmful, row.n) in words
+
+
+@WIDTHS
+def test_a_comparison_and_a_sweep_are_told_at_any_width(width: int, tmp_path: Path) -> None:
+    run = synthetic.write_run(synthetic.report_data(SMALL), tmp_path)
+    for shown in (
+        printed(print_comparison, compare(run, run), width=width),
+        printed(print_stress, synthetic_stress.stress(seeds=1), width=width),
+    ):
+        assert max(len(line) for line in shown.splitlines()) <= width
+        assert "run/report.html" in shown
+
+
+@pytest.mark.parametrize("text", [*hostile_texts.TEXTS, pytest.param(hostile_texts.MEGABYTE, id="megabyte")])
+def test_no_text_acts_in_a_terminal(text: str) -> None:
+    data = hostile_texts.everywhere(text)
+    for shown in (printed(print_audit, data.audit), printed(print_stress, synthetic_stress.renamed(text))):
+        assert hostile.sanitise(shown) == shown
+        assert len(shown) < 60_000
+    audit = printed(print_audit, data.audit, width=10_000)
+    if "[bold" in text:
+        assert text in audit  # shown, not obeyed
+
+
+def test_an_attack_run_names_its_strongest_attack() -> None:
+    data = synthetic.with_attacks(synthetic.report_data(synthetic.Setting(shape=synthetic.DEEPENED)))
+    shown = " ".join(printed(print_audit, data.audit).split())
+    assert "Strongest attack found: suffix" in shown
+    assert "54 of 60" in shown
+
+
+@given(st.floats(0, 1), st.integers(1, 30))
+def test_a_bar_has_its_width_and_hides_nothing(share: float, width: int) -> None:
+    drawn = bar(share, width)
+    assert len(drawn) == width
+    assert (drawn.strip() == "") == (share == 0)
+    assert (drawn == "█" * width) >= (share == 1)
+
+
+@given(st.text())
+def test_what_is_sanitised_is_shown_and_stays(text: str) -> None:
+    shown = hostile.sanitise(text)
+    assert hostile.sanitise(shown) == shown
+    assert re.sub(r"⟦U\+[0-9A-F]{4,6}⟧", "", shown) in text or len(shown) > len(text)
+    shown.encode("utf-8")
+
+
+@given(st.text(max_size=400), st.integers(1, 80))
+def test_one_line_is_one_line_of_that_width(text: str, width: int) -> None:
+    line = hostile.one_line(text, width)
+    assert len(line) <= width
+    assert not {"\n", "\r", "\t", "\u2028"} & set(line)
