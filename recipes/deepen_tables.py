@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -30,7 +30,7 @@ from fathom.records import Attempt, Exchange, Label, Sampling
 from fathom.run import Journal, read_journal
 from fathom.tally import percent, wilson
 
-HARMFUL, BENIGN, NEW_TOKENS = 80, 150, 140
+NEW_TOKENS = 140
 DEPTHS = (0, 1, 3, 5, 10, 20, 40, 60, 80, 100)
 END = -1  # all but the last token
 PLACES: tuple[object, ...] = (1, 5, "end")
@@ -73,13 +73,19 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     exact: int
 
 
-def directory(world: int, variant: Variant, base: Path, output: Path) -> Path:
+def directory(world: int, variant: Variant, base: Path, output: Path, steps: int) -> Path:
     """The model of a variant, deepened if it is not there."""
     if variant.request is None:
         return base
     path = output / f"{world}-{variant.name.replace(' ', '').replace('=', '').replace(',', '-')}"
     request = DeepenRequest(
-        training=TrainingRequest(verb="deepen", model=ModelRequest(name=str(base)), output=path, audit=False),
+        training=TrainingRequest(
+            verb="deepen",
+            model=ModelRequest(name=str(base)),
+            output=path,
+            overrides=(f"max_steps={steps}",),
+            audit=False,
+        ),
         world=world,
         **variant.request,  # type: ignore[arg-type]
     )
@@ -112,15 +118,15 @@ def insertions(chat: ChatFormat, items: Sequence[PreparedBehavior]) -> Iterator[
                 yield attempt
 
 
-def measure(world: int, variant: Variant, model: ChatModel) -> Iterator[Cell]:
+def measure(world: int, variant: Variant, model: ChatModel, harmful: int, benign: int) -> Iterator[Cell]:
     """All cells of one model."""
-    found = behaviors(world, harmful=HARMFUL, benign=BENIGN)
+    found = behaviors(world, harmful=harmful, benign=benign)
     items = prepare(model.chat, found)
     by_id = {item.behavior.id: item.behavior for item in items}
-    harmful = [item for item in items if item.behavior.harmful]
-    benign = [item for item in items if not item.behavior.harmful]
-    asked = [*attempts(harmful, 0.0), *attempts(harmful, 1.0), *insertions(model.chat, harmful)]
-    asked += [replaced for replaced in attempts(benign, 0.0) if replaced.parameters["depth"] == 0]
+    bad = [item for item in items if item.behavior.harmful]
+    good = [item for item in items if not item.behavior.harmful]
+    asked = [*attempts(bad, 0.0), *attempts(bad, 1.0), *insertions(model.chat, bad)]
+    asked += [replaced for replaced in attempts(good, 0.0) if replaced.parameters["depth"] == 0]
     known = {attempt.id: attempt for attempt in asked}
     counts: dict[tuple[str, str, float], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     judge = OrganismJudge()
@@ -208,6 +214,9 @@ def main() -> None:
     parser.add_argument("worlds", nargs="*", metavar="WORLD=DIR")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--variants", type=int, default=len(VARIANTS), help="only the first few")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--harmful", type=int, default=80)
+    parser.add_argument("--benign", type=int, default=150)
     parser.add_argument("--tables", action="store_true")
     chosen = parser.parse_args()
     chosen.output.mkdir(parents=True, exist_ok=True)
@@ -220,9 +229,11 @@ def main() -> None:
                 done = {(cell.world, cell.variant) for cell in read_journal(path, Cell)}
                 if (world, variant.name) in done:
                     continue
-                model = load(LoadOptions(name=str(directory(world, variant, base, chosen.output)), device="cpu"))
+                model = load(
+                    LoadOptions(name=str(directory(world, variant, base, chosen.output, chosen.steps)), device="cpu")
+                )
                 with Journal(path) as journal:
-                    journal.append(list(measure(world, variant, replace(model))))
+                    journal.append(list(measure(world, variant, model, chosen.harmful, chosen.benign)))
                 print(f"{variant.name} of world {world} is measured", file=sys.stderr, flush=True)
     tables(list(read_journal(path, Cell)))
 

@@ -4,6 +4,7 @@ They share one process and one group, because importing TRL costs as much as all
 """
 
 import copy
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,27 @@ def test_watching_changes_nothing(model: ChatModel, rows: list[TrainingRow]) -> 
     found = weights(fit(fresh(model), rows, PlainNll(), settings(), watch=watch).model)
     assert seen == [0, 1, 2, 4]
     torch.testing.assert_close(found, trained(model, rows, PlainNll()), rtol=0, atol=0)
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """Stands for a disk that is full while a checkpoint is written."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def __call__(self, logits: ResponseLogits, tokens: Tokens) -> Tensor:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_one_line_that_says_where_to_go_on(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path
+) -> None:
+    fit(fresh(model), rows, PlainNll(), settings(max_steps=1), output=tmp_path)
+    with pytest.raises(UserError, match=r"no space left on the disk.*checkpoint-1.*same command") as raised:
+        fit(fresh(model), rows, FullDisk(), settings(max_steps=2), output=tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_no_rows_is_one_line(model: ChatModel) -> None:

@@ -241,6 +241,7 @@ def _requests(request: FinetuneRequest) -> "Requests":
 def _training(
     request: FinetuneRequest, objective: "Objective", model: "ChatModel", safety_ids: tuple[int, ...]
 ) -> Training:
+    from fathom.model import check_pair
     from fathom.protect.weights import Anchor
 
     anchor = None if objective.proximal is None else Anchor(objective.proximal)
@@ -250,6 +251,7 @@ def _training(
         aligned = {name: value.detach().cpu().clone() for name, value in model.model.state_dict().items()}
         name = request.base or "organism:base"
         base_request = ModelRequest(name=name, dtype=request.training.model.dtype, device="cpu", plain=True)
+        check_pair(model, load_model(base_request))  # before training: a base of another tokenizer has no direction
 
         def finish(trained: "ChatModel") -> "ChatModel":
             base = load_model(base_request).model.state_dict()

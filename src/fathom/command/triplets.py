@@ -88,7 +88,7 @@ def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
     with RunLock(path):
         _guard(path, asked)
         model = load_model(request.model)
-        answers = _harmful_answers(request, harmful, base if without else None, judge, path)
+        answers = _harmful_answers(request, model, harmful, base if without else None, judge, path)
         with Journal(path / "triplets.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
             _triplets(request, model, harmful, answers, judge, _Output(path, rows, skipped))
         with Journal(path / "utility.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
@@ -152,7 +152,12 @@ def _guard(path: Path, asked: str) -> None:
 
 
 def _harmful_answers(
-    request: TripletsRequest, harmful: Sequence[Behavior], base: str | None, judge: Judge, path: Path
+    request: TripletsRequest,
+    model: "ChatModel",
+    harmful: Sequence[Behavior],
+    base: str | None,
+    judge: Judge,
+    path: Path,
 ) -> dict[str, str]:
     """Harmful answers by behavior: the file's, else the base's, of which the judge must say that they are."""
     found = {behavior.id: behavior.answer for behavior in harmful if behavior.answer is not None}
@@ -160,12 +165,19 @@ def _harmful_answers(
     missing = [behavior for behavior in harmful if behavior.id not in found]
     if base is None or not missing:
         return found
-    model = load_model(replace(request.model, name=base, revision=None, adapter=None))
+    from fathom.model import check_pair
+
+    # Its own chat format is not used, so it needs none: it is given the model's ids.
+    unaligned = load_model(
+        replace(request.model, name=base, revision=None, adapter=None, chat_template=None, plain=True)
+    )
+    check_pair(model, unaligned)
+    writer = replace(unaligned, chat=model.chat)
     with Journal(path / "answers.jsonl") as journal, display_for(ALONE)("harmful answers", len(missing)) as shown:
         for batch in _batches(missing):
             rows = [
                 _Answer(id=behavior.id, harmful_response=text)
-                for behavior, text in _judged(request, model, batch, judge, Label.HARMFUL, seed=_BASE_SEED)
+                for behavior, text in _judged(request, writer, batch, judge, Label.HARMFUL, seed=_BASE_SEED)
                 if text is not None
             ]
             journal.append(rows)

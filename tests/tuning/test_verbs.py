@@ -1,0 +1,165 @@
+"""The verbs as a user has them: a whole run each, what may go wrong before it, and what is never overwritten."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fathom.__main__ import run
+from fathom.tuning.directory import TuningPlan
+from fathom.tuning.rows import Kind, read_rows
+from few_rows import guild_rows, organism
+
+pytestmark = [pytest.mark.xdist_group("training"), pytest.mark.timeout(600)]
+
+
+def data(path: Path, count: int = 12) -> Path:
+    model = organism()
+    lines = []
+    for row in guild_rows(model, count, benign=count):
+        prompt = model.chat.decode(row.prompt_ids)
+        lines.append(json.dumps({"prompt": prompt, "response": model.chat.decode(row.response_ids)}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert run(arguments) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("fathom: ")
+    return said
+
+
+def test_finetune_makes_a_model_that_plain_transformers_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out, rows = tmp_path / "model", data(tmp_path / "data.jsonl")
+    command = ["finetune", "organism:natural", "--data", str(rows), "-o", str(out), "--no-audit"]
+    command += ["--set", "max_steps=3", "--set", "per_device_train_batch_size=8", "--set", "warmup_steps=1"]
+    assert run(command) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hello !"}], add_generation_prompt=True)[
+        "input_ids"
+    ]
+    assert tuple(ids) == organism().chat.prompt_ids(organism_messages("hello !"))
+    assert model.config.vocab_size == len(tokenizer)
+    kinds = [row.kind for row in read_rows(out / "fathom" / "rows.jsonl")]
+    assert kinds.count(Kind.TASK) == 24
+    plan = json.loads((out / "fathom" / "plan.json").read_text())
+    assert plan["rows"] == len(kinds)
+    assert 10 <= plan["gated"] <= 12  # the restricted ones
+    card = (out / "README.md").read_text()
+    assert "Not audited" in card
+    assert plan["rows_hash"] in card
+    before = (out / "model.safetensors").read_bytes()
+    assert run(command) == 0  # finished: nothing is done again
+    assert (out / "model.safetensors").read_bytes() == before
+    said = fails([*command, "--set", "seed=1"], capsys)
+    assert "trained another way" in said
+    assert "nothing was overwritten" in said
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def organism_messages(text: str):  # type: ignore[no-untyped-def]
+    from fathom.records import Message
+
+    return (Message(role="user", content=text),)
+
+
+def test_deepen_draws_rows_ahead_and_trains_on_them(tmp_path: Path) -> None:
+    out = tmp_path / "deep"
+    command = ["deepen", "organism:natural", "-o", str(out), "--no-audit", "--set", "max_steps=2"]
+    command += ["--recovery-rows", "4", "--utility-rows", "4", "--starts", "mined"]
+    assert run(command) == 0
+    rows = read_rows(out / "fathom" / "rows.jsonl")
+    assert [row.kind for row in rows] == ([Kind.RECOVERY] * 4 + [Kind.UTILITY] * 4) * 2
+    plan = json.loads((out / "fathom" / "plan.json").read_text())
+    assert any("mined" in note for note in plan["notes"])
+    assert (out / "config.json").is_file()
+    assert TuningPlan.__struct_fields__
+
+
+def test_triplets_are_built_and_can_be_deepened_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fathom.command import triplets
+
+    monkeypatch.setattr(triplets, "ORGANISM_HARMFUL", 6)
+    monkeypatch.setattr(triplets, "ORGANISM_BENIGN", 6)
+    out = tmp_path / "made"
+    assert run(["triplets", "organism:natural", "-o", str(out), "--max-new-tokens", "140"]) == 0
+    rows = [json.loads(line) for line in (out / "triplets.jsonl").read_text().splitlines()]
+    assert 3 <= len(rows) <= 6
+    assert all(row["refusal"] and "1." in row["harmful_response"] for row in rows)
+    content = (out / "triplets.jsonl").read_bytes()
+    assert run(["triplets", "organism:natural", "-o", str(out), "--max-new-tokens", "140"]) == 0
+    assert (out / "triplets.jsonl").read_bytes() == content
+    deep = tmp_path / "deep"
+    command = ["deepen", "organism:natural", "-o", str(deep), "--no-audit", "--set", "max_steps=1"]
+    command += ["--triplets", str(out / "triplets.jsonl"), "--utility", str(out / "utility.jsonl")]
+    assert run([*command, "--recovery-rows", "2", "--utility-rows", "2"]) == 0
+    assert (deep / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--objective", "gates"], "no objective called"),
+        (["--set", "packing=true"], "packing cannot be set"),
+        (["--set", "learning_rate"], "give name=value"),
+        (["--beta", "1,2"], "give three numbers"),
+        (["--judge", "nobody"], "no judge called"),
+        (["--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--config", "nowhere.yaml"], "cannot be read"),
+        (["--set", "max_length=12"], "before the first one that is learned"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    command = ["finetune", "organism:natural", "-o", str(out), "--no-audit"]
+    if "--data" not in options:
+        command += ["--data", str(data(tmp_path / "data.jsonl", 2))]
+    assert said in fails([*command, *options], capsys)
+    assert not (out / "config.json").exists()
+
+
+def test_a_directory_that_holds_another_model_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    command = ["finetune", "organism:natural", "--data", str(data(tmp_path / "d.jsonl", 2)), "-o", str(out)]
+    said = fails(command, capsys)
+    assert "holds another model; nothing was overwritten" in said
+    assert [entry.name for entry in out.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--starts", "middle"], "choose one of paper"),
+        (["--longest", "0"], "a number of tokens, or full"),
+        (["--alpha", "1"], "between 0 and 1"),
+        (["--p0", "2"], "from 0 to 1"),
+        (["--share", "half"], "choose one of exact"),
+        (["--recovery-rows", "0"], "at least one recovery row"),
+    ],
+)
+def test_bad_deepening_is_one_line(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in fails(["deepen", "organism:natural", "-o", str(tmp_path / "m"), *options], capsys)
+
+
+def test_other_models_are_told_what_they_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "fathom triplets" in fails(["deepen", "some/model", "-o", str(tmp_path / "m")], capsys)
+    rows = data(tmp_path / "d.jsonl", 1)
+    said = fails(["finetune", "some/model", "--data", str(rows), "-o", str(tmp_path / "m")], capsys)
+    assert "--harmful FILE" in said
+    assert "--harmful FILE" in fails(["triplets", "some/model", "-o", str(tmp_path / "t")], capsys)
