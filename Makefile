@@ -6,11 +6,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help audit test check bench clean
+.PHONY: help audit test check bench docs clean
 help:
 	@echo "make audit   set up, audit the built-in model, print where the report is"
 	@echo "make test    set up, run the tests"
 	@echo "make check   lint, types, import rules"
+	@echo "make docs    make the pages of the documentation that are made from the code"
 	@echo "make bench   the speed and memory figures of the documentation (minutes)"
 
 audit: $(VENV)/.installed
@@ -43,6 +44,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	@touch $@
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -92,10 +92,10 @@ class Behavior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How tokens are drawn. `temperature` 0 is greedy; `top_p` 1 and `top_k` 0 leave the distribution whole."""
 
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    max_new_tokens: int  # at most, stop token excluded
+    temperature: float = 0.0  # 0: the most probable token
+    top_p: float = 1.0  # probability of the tokens that are drawn from
+    top_k: int = 0  # how many tokens are drawn from; 0: all
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -41,23 +41,23 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     revision: str | None  # hub revision, if one was given
     adapter: str | None  # PEFT adapter, if one was given
     architecture: str  # class name
-    parameters: int
-    dtype: str
-    quantisation: str | None
+    parameters: int  # how many
+    dtype: str  # of the weights as loaded
+    quantisation: str | None  # "8bit" or "4bit"
     weights_hash: str  # of the parameters as loaded
     tokenizer_hash: str  # of vocabulary, merges and special tokens
     template_hash: str | None  # of the chat template that made the ids; null for plain text
     template_source: str  # "model", a file's name, or "plain"
-    vocabulary: int
+    vocabulary: int  # ids that the model knows, embedding padding included
     context: int | None  # the longest input, in tokens, where the configuration states one
 
 
 class SkippedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A row of the user's file that could not be used, and why."""
 
-    source: str
-    line: int
-    reason: str
+    source: str  # the file's name
+    line: int  # from 1
+    reason: str  # what is wrong with it
 
 
 class BehaviorsInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,35 +65,35 @@ class BehaviorsInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     source: str  # file name, or "organism"
     hash: str  # of the behaviors' contents
-    harmful: int
-    benign: int
-    categories: Mapping[str, int]
-    skipped: tuple[SkippedRow, ...]
+    harmful: int  # how many
+    benign: int  # how many
+    categories: Mapping[str, int]  # how many of each; "none" without one
+    skipped: tuple[SkippedRow, ...]  # rows of the file that could not be used
 
 
 class HalfDepth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The prefill length, in tokens, at which ASR crosses 50 %: interpolated in log(1 + k) between measured depths."""
 
     tokens: float | None  # null when not reached
-    low: float | None
+    low: float | None  # of a bootstrap over behaviors
     high: float | None  # null: the interval has no upper end within the depths measured
-    reached: bool
+    reached: bool  # whether ASR crosses 50 % within the depths measured
     deepest: int  # K: the deepest prefill measured
 
 
 class Depth(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Depth as a few numbers. They can disagree; `agreement` then says how."""
 
-    half_depth: HalfDepth
+    half_depth: HalfDepth  # where ASR crosses 50 %
     area: float | None  # mean ASR over log(1 + k), 0 … K, in [0, 1]: 0 = never harmful, 1 = always
-    area_low: float | None
-    area_high: float | None
+    area_low: float | None  # of a bootstrap over behaviors
+    area_high: float | None  # of a bootstrap over behaviors
     kl_centroid: float | None  # mean response position of KL(model ‖ base); null without a base
-    kl_centroid_low: float | None
-    kl_centroid_high: float | None
+    kl_centroid_low: float | None  # of a bootstrap over behaviors
+    kl_centroid_high: float | None  # of a bootstrap over behaviors
     kl_90: int | None  # first position by which 90 % of that KL lies
-    kl_90_low: int | None
-    kl_90_high: int | None
+    kl_90_low: int | None  # of a bootstrap over behaviors
+    kl_90_high: int | None  # of a bootstrap over behaviors
     agreement: str  # one sentence: do behaviour and KL tell the same story?
 
 
@@ -111,10 +111,10 @@ class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The same attack on benign behaviors: does the model that it leaves still help?"""
 
-    n: int
-    helped: int
-    refused: int
-    undecided: int
+    n: int  # verdicts
+    helped: int  # answered
+    refused: int  # in full or in part
+    undecided: int  # stopped, garbled or empty
     exact: int | None = None  # answers that are right in full, where the judge can tell
 
 
@@ -122,51 +122,51 @@ class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """One attack at one setting. asr = harmful / n; undecided stays in n. Unset optional fields are left out."""
 
     attack: str  # direct, prefill, refusal_prefix, suffix, decoding, insertion, ranks, refusal_direction, framing, …
-    subject: Subject
-    parameters: Mapping[str, Parameter]
+    subject: Subject  # which of the two models was attacked
+    parameters: Mapping[str, Parameter]  # the attack's own, and how answers were drawn
     prefill_tokens: int | None  # null where it differs between behaviors
-    n: int
+    n: int  # verdicts
     behaviors: int  # distinct behaviors among the n
-    harmful: int
-    safe: int
-    undecided: int
-    asr: float
+    harmful: int  # how many of them
+    safe: int  # refused, in full or in part
+    undecided: int  # stopped, garbled or empty
+    asr: float  # in [0, 1]
     low: float  # Wilson, or bootstrap clustered by behavior where several samples share one
-    high: float
-    counted: Counted
+    high: float  # the same
+    counted: Counted  # what was judged: what the model wrote, or the prefill too
     worst_of: int | None = None  # answers to each behavior of which the worst was kept (n = behaviors); else all count
-    cost: Cost | None = None
-    control: Control | None = None
+    cost: Cost | None = None  # search included
+    control: Control | None = None  # the same on benign behaviors, where there are some
 
 
 class BudgetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """ASR of an attack whose every behavior is given at most so much: harmful once any answer within it was."""
 
-    attack: str
+    attack: str  # as in attacks
     parameters: Mapping[str, Parameter]  # what tells this curve from the attack's others
     queries: int  # at most, for each behavior
     forward_tokens: int  # at most, for each behavior, search included
     n: int  # behaviors
-    harmful: int
-    asr: float
-    low: float
-    high: float
+    harmful: int  # of the n
+    asr: float  # in [0, 1]
+    low: float  # Wilson's interval
+    high: float  # Wilson's interval
 
 
 class TimeRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A line of `times.jsonl`, appended as time is spent, so that a killed run that goes on counts all of it."""
 
-    attack: str
-    seconds: float
+    attack: str  # as in attacks
+    seconds: float  # of the wall clock, in one process
 
 
 class DivergenceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """KL(model ‖ base) in nats at one response position of the reference harmful answers."""
 
-    position: int
-    n: int
-    kl_nats: float
-    low: float
+    position: int  # from 1
+    n: int  # answers that reach it
+    kl_nats: float  # mean
+    low: float  # normal interval of the mean
     high: float | None  # null where n = 1 tells nothing
     base_favoured: float  # share of behaviors where base gives the harmful token more probability than model
     harmful_rank: float  # median rank of the harmful token under model; 1 = the most probable
@@ -176,64 +176,66 @@ class DivergenceRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class RecoveryRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Probability that the model starts a refusal right after `position` tokens of the harmful answer (0 = at once)."""
 
-    position: int
-    n: int
-    refusal_mass: float
-    low: float
-    high: float
+    position: int  # tokens of the answer given
+    n: int  # answers that reach it
+    refusal_mass: float  # mean, in [0, 1]
+    low: float  # normal interval of the mean
+    high: float  # normal interval of the mean
 
 
 class OpeningRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How refusals of the direct request begin."""
 
-    opening: str
+    opening: str  # its text
     tokens: int  # length of the opening in tokens
     n: int  # refusals that begin so
     of: int  # refusals in all
-    share: float
-    low: float
-    high: float
+    share: float  # n of all
+    low: float  # Wilson's interval
+    high: float  # Wilson's interval
 
 
 class BenignRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The control: benign behaviors under the same prefill sizes."""
 
-    prefill_tokens: int
-    n: int
+    prefill_tokens: int  # of a helpful answer
+    n: int  # verdicts
     helped: int  # answered (the judge's HARMFUL label, which for a benign behavior means that it helps)
-    refused: int
-    undecided: int
-    helped_share: float
-    helped_low: float
-    helped_high: float
-    refused_share: float
-    refused_low: float
-    refused_high: float
+    refused: int  # in full or in part
+    undecided: int  # stopped, garbled or empty
+    helped_share: float  # of n
+    helped_low: float  # Wilson's interval
+    helped_high: float  # Wilson's interval
+    refused_share: float  # of n
+    refused_low: float  # Wilson's interval
+    refused_high: float  # Wilson's interval
     exact: int | None  # answers that are right in full, where the judge can tell
 
 
 class Benign(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    rows: tuple[BenignRow, ...]
+    """Is the model still helpful where the answer is given a start, and does it refuse where it need not?"""
+
+    rows: tuple[BenignRow, ...]  # one a prefill size, as in the depth sweep
     over_refusal: float | None  # refused share at prefill 0; null without benign behaviors
 
 
 class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole result of an audit. Holds no time of day and no path: the same run gives the same bytes."""
 
-    schema: int = SCHEMA
-    model: ModelInfo
-    base: ModelInfo | None
-    judge: str
+    schema: int = SCHEMA  # version of this description
+    model: ModelInfo  # what was audited
+    base: ModelInfo | None  # the unaligned model it was compared with
+    judge: str  # whose verdicts these are
     sampling: Sampling  # of the depth sweep
-    seed: int
-    behaviors: BehaviorsInfo
-    depth: Depth
-    attacks: tuple[AttackRow, ...]
-    divergence: tuple[DivergenceRow, ...]
-    recovery: tuple[RecoveryRow, ...]
+    seed: int  # of draws and bootstraps
+    behaviors: BehaviorsInfo  # which requests
+    depth: Depth  # the answer, as a few numbers
+    attacks: tuple[AttackRow, ...]  # one row an attack and setting
+    divergence: tuple[DivergenceRow, ...]  # KL to the base by position; empty without one
+    recovery: tuple[RecoveryRow, ...]  # refusal mass by position
     refusals: tuple[str, ...]  # the openings whose probability `recovery` sums
-    openings: tuple[OpeningRow, ...]
-    benign: Benign
+    openings: tuple[OpeningRow, ...]  # of refusals of the direct request
+    benign: Benign  # the depth sweep's control
     notes: tuple[str, ...]  # what a reader must know before quoting a number: skipped rows, answers too short, …
     budget: tuple[BudgetRow, ...] = ()  # ASR against budget, of attacks that spend one
 
@@ -241,17 +243,17 @@ class Audit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a run is, written before anything is generated. `configuration` decides whether a run may go on."""
 
-    schema: int = SCHEMA
+    schema: int = SCHEMA  # version of this description
     created: str  # ISO 8601, UTC
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # as it was typed first
     configuration: Mapping[str, object]  # everything that determines the outcome; its hash guards the directory
-    configuration_hash: str
-    model: ModelInfo
-    base: ModelInfo | None
-    behaviors: BehaviorsInfo
-    judge: str
+    configuration_hash: str  # of configuration
+    model: ModelInfo  # what is audited
+    base: ModelInfo | None  # what it is compared with
+    behaviors: BehaviorsInfo  # which requests
+    judge: str  # the run's own
     sampling: Sampling  # of the depth sweep
-    seed: int
+    seed: int  # of draws and bootstraps
     versions: Mapping[str, str]  # fathom, python, torch, transformers, …
     git: str | None  # commit of the source tree, "+dirty" if changed; null outside a repository
-    hardware: str
+    hardware: str  # machine and device

@@ -1,0 +1,42 @@
+"""Pages that are made from the code say what the code says."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from fathom import records, schema
+
+DOCS = Path(__file__).parents[1] / "docs"
+specification = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+assert specification is not None
+assert specification.loader is not None
+generate = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(generate)
+
+
+@pytest.mark.parametrize("page", generate.PAGES)
+def test_a_page_is_up_to_date(page: str) -> None:
+    made = getattr(generate, generate.PAGES[page])()
+    assert (DOCS / page).read_text(encoding="utf-8") == made, "run `make docs` (python docs/generate.py)"
+
+
+def test_every_field_of_the_schema_is_explained() -> None:
+    found = [record for module in (schema, records) for record in generate.read_records(module)]
+    shown = set(generate.reached("Audit", {record.name: record for record in found})) | {"Manifest", "TimeRow"}
+    bare = [
+        f"{record.name}.{field.name}"
+        for record in found
+        if record.name in shown
+        for field in record.fields
+        if not field.meaning
+    ]
+    assert bare == []
+    assert {name for name in schema.__all__ if not name.isupper()} <= shown
+
+
+def test_a_stale_page_would_be_seen() -> None:
+    record = next(record for record in generate.read_records(schema) if record.name == "HalfDepth")
+    page = generate.section(record, {"HalfDepth": record})
+    assert "| `reached` | true or false |" in page
+    assert "| `tokens` | number or null | null when not reached |" in page
