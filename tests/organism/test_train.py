@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from fathom.command.organism import train_organism
 from fathom.errors import UserError
-from fathom.organism import STAGES, World
+from fathom.organism import SHIPPED_WORLD, STAGES, World
 from fathom.organism.metrics import (
     MeasurePlan,
     evaluate_family,
@@ -185,3 +186,25 @@ def test_measuring_counts_everything_once(family: Path, tmp_path: Path) -> None:
     assert outside(measured, measured) == ()
     write_metrics(tmp_path / "metrics.json", measured)
     assert read_metrics(tmp_path / "metrics.json") == measured
+
+
+def test_the_command_trains_measures_and_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In miniature; a second call keeps the stages and says the same."""
+    out = tmp_path / "again"
+    brief = {"family": BRIEF[:2], "shape": SMALL, "processes": 1}
+    monkeypatch.setattr("fathom.organism.train.train_family", partial(train_family, **brief))
+    monkeypatch.setattr("fathom.organism.mixes.FAMILY", tuple(BRIEF[:2]))
+    monkeypatch.setattr("fathom.organism.metrics.evaluate_family", partial(evaluate_family, plan=PLAN))
+    train_organism(None, out)
+    first = capsys.readouterr().out
+    weights = (out / "natural" / "model.safetensors").read_bytes()
+    assert f"2 stages of world {SHIPPED_WORLD}" in first
+    # The base of three steps answers nothing, and the shipped one all: that is said.
+    assert "outside: base, harmful, prefill 0, T = 0: 0.0%, shipped 100.0%" in first
+    metrics = read_metrics(out / "metrics.json")
+    assert metrics.world == SHIPPED_WORLD
+    train_organism(SHIPPED_WORLD, out)
+    assert (out / "natural" / "model.safetensors").read_bytes() == weights
+    assert read_metrics(out / "metrics.json") == metrics
