@@ -39,7 +39,16 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
 
     out, rows = tmp_path / "model", data(tmp_path / "data.jsonl")
     command = ["finetune", "organism:natural", "--data", str(rows), "-o", str(out), "--no-audit"]
-    command += ["--set", "max_steps=3", "--set", "per_device_train_batch_size=8", "--set", "warmup_steps=1"]
+    command += [
+        "--objective",
+        "gate+replay",
+        "--set",
+        "max_steps=3",
+        "--set",
+        "per_device_train_batch_size=8",
+        "--set",
+        "warmup_steps=1",
+    ]
     assert run(command) == 0
     assert capsys.readouterr().out.strip() == str(out)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
@@ -71,7 +80,11 @@ def organism_messages(text: str):  # type: ignore[no-untyped-def]
     return (Message(role="user", content=text),)
 
 
-def test_deepen_draws_rows_ahead_and_trains_on_them(tmp_path: Path) -> None:
+def test_deepen_draws_rows_ahead_and_trains_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fathom.command import deepen
+
+    monkeypatch.setattr(deepen, "ORGANISM_TRIPLETS", 12)
+    monkeypatch.setattr(deepen, "ORGANISM_UTILITY", 12)
     out = tmp_path / "deep"
     command = ["deepen", "organism:natural", "-o", str(out), "--no-audit", "--set", "max_steps=2"]
     command += ["--recovery-rows", "4", "--utility-rows", "4", "--starts", "mined"]

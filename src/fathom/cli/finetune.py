@@ -48,12 +48,13 @@ def finetune(
     ],
     output: Out,
     objective: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="sft, constrained (the paper's), uniform:BETA; gate, replay, mass, lisa, safe-lora; joined by +.",
+            help="sft, constrained (the paper's), uniform:BETA; gate, answers, replay, rehearse, mass, "
+            "lisa, safe-lora; joined by +. Default: gate, and what --harmful allows.",
             rich_help_panel=_TRAINING,
         ),
-    ] = "gate+replay",
+    ] = None,
     beta: Annotated[
         str | None,
         typer.Option(
@@ -64,18 +65,20 @@ def finetune(
     ] = None,
     harmful: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prompts that MODEL refuses, for replay and mass.", rich_help_panel=_DATA),
+        typer.Option(
+            metavar="FILE",
+            help="Prompts that MODEL refuses (answers: with answers and refusals).",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     benign: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prompts that MODEL answers, for replay and mass.", rich_help_panel=_DATA),
+        typer.Option(metavar="FILE", help="Prompts that MODEL answers (answers: with answers).", rich_help_panel=_DATA),
     ] = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The unaligned model, for safe-lora.", rich_help_panel="Models")
     ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="Tells a refusal, for gate, replay and mass.", rich_help_panel=_DATA)
-    ] = None,
+    judge: Annotated[str | None, typer.Option(help="Tells a refusal.", rich_help_panel=_DATA)] = None,
     config: Config = None,
     set_: Set = None,
     lora: LoraFlag = False,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
 from fathom.command.training import (
     Training,
@@ -16,8 +18,8 @@ from fathom.command.training import (
     training_ranks,
 )
 from fathom.errors import UserError
-from fathom.ranks import Ranks
-from fathom.records import Judge, content_hash
+from fathom.ranks import ALONE, Ranks
+from fathom.records import Behavior, Judge, content_hash
 from fathom.run import RunLock, write_whole
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FinetuneRequest", "run_finetune"]
 
-ORGANISM_HARMFUL, ORGANISM_BENIGN = 128, 64
+ORGANISM_HARMFUL, ORGANISM_BENIGN = 256, 256
+MOST_REQUESTS = 128  # that are rehearsed
+DEFAULT = "gate+answers+rehearse"
 # A model of 0.2 M parameters learns nothing at the paper's rate for 7 B.
 ORGANISM_RATE = 5e-4
 
@@ -41,7 +45,7 @@ class FinetuneRequest:
 
     training: TrainingRequest
     data: Path
-    objective: str = "gate+replay"
+    objective: str | None = None  # default: the strongest that what was given allows
     beta: str | None = None  # three numbers: the first position, the next four, the rest
     harmful: Path | None = None  # prompts that the reference should refuse, for replay and mass
     benign: Path | None = None  # prompts that it should answer
@@ -132,7 +136,7 @@ def _objective(request: FinetuneRequest) -> "Objective":
     from fathom.protect.constraint import BetaSchedule
     from fathom.protect.objectives import Constrained, parse_objective
 
-    objective = parse_objective(request.objective)
+    objective = parse_objective(_named(request))
     if request.beta is None:
         return objective
     betas = numbers(request.beta, float, "--beta")
@@ -144,11 +148,20 @@ def _objective(request: FinetuneRequest) -> "Objective":
     return replace(objective, token=Constrained(BetaSchedule(*betas)))
 
 
+def _named(request: FinetuneRequest) -> str:
+    """The objective's name; without one, what the requests that were given allow."""
+    if request.objective is not None:
+        return request.objective
+    if request.training.model.is_organism:
+        return DEFAULT
+    return "gate" if request.harmful is None else "gate+rehearse"
+
+
 def _check_requests(request: FinetuneRequest, objective: "Objective") -> None:
-    wants = objective.replay is not None or objective.mass is not None
+    wants = any(part is not None for part in (objective.replay, objective.rehearsal, objective.mass, objective.answers))
     if wants and request.harmful is None and not request.training.model.is_organism:
         raise UserError(
-            f"--objective {request.objective} repeats or holds the reference's refusals: give prompts that it refuses "
+            f"--objective {objective.name} repeats or holds the reference's refusals: give prompts that it refuses "
             "with --harmful FILE (and some that it answers with --benign FILE), or choose --objective gate"
         )
     if objective.projection is not None and request.base is None and not request.training.model.is_organism:
@@ -204,6 +217,7 @@ def _plan(
             [example.messages for example in examples],
             judge,
             _requests(request),
+            sentinel=None if objective.answers is None else _sentinel(request, model, directory, settings.seed),
             seed=settings.seed,
         )
         plan = TuningPlan(
@@ -221,21 +235,44 @@ def _plan(
     return written
 
 
-def _requests(request: FinetuneRequest) -> "Requests":
+def _own_requests(request: FinetuneRequest) -> "tuple[Behavior, ...]":
+    """Behaviors that say what is refused and what is answered: of files, or the organism's own."""
     from fathom.behaviors import load_behaviors
-    from fathom.protect.prepare import Requests
 
     if request.harmful is None and request.training.model.is_organism:
         from fathom.organism import behaviors
 
-        own = behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=1)
-        return Requests(
-            tuple(item.messages for item in own if item.harmful),
-            tuple(item.messages for item in own if not item.harmful),
-        )
+        return behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=1)
     harmful = () if request.harmful is None else load_behaviors(request.harmful).behaviors
     benign = () if request.benign is None else load_behaviors(request.benign).behaviors
-    return Requests(tuple(item.messages for item in harmful), tuple(item.messages for item in benign))
+    # What stands in the file of benign prompts is benign, whatever its rows say.
+    return (*harmful, *(msgspec.structs.replace(item, harmful=False) for item in benign))
+
+
+def _requests(request: FinetuneRequest) -> "Requests":
+    from fathom.protect.prepare import Requests
+
+    own = _own_requests(request)
+    return Requests(
+        tuple(item.messages for item in own if item.harmful)[:MOST_REQUESTS],
+        tuple(item.messages for item in own if not item.harmful)[:MOST_REQUESTS],
+    )
+
+
+def _sentinel(request: FinetuneRequest, model: "ChatModel", directory: "TuningDirectory", seed: int) -> "ChatModel":
+    """What the answer gate asks: a deepened copy of the model, trained once and kept in the model's directory."""
+    from fathom.protect.answers import Told
+    from fathom.stress.sentinel import train_sentinel
+
+    own = [item for item in _own_requests(request) if item.answer is not None]
+    return train_sentinel(
+        model,
+        [Told(item.messages, item.answer or "", item.refusal) for item in own if item.harmful],
+        [Told(item.messages, item.answer or "", item.refusal) for item in own if not item.harmful],
+        kept=directory.inner / "sentinel.pt",
+        seed=seed,
+        display=display_for(ALONE),
+    )
 
 
 def _training(
