@@ -19,6 +19,7 @@ import kl
 import prefill_sweep
 import refusal_mass
 import startup
+import suffix
 from common import Effort, Figure, environment, table
 
 BENCHMARKS: dict[str, Callable[[Effort, int], Iterable[Figure]]] = {
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Effort, int], Iterable[Figure]]] = {
     "kl": kl.figures,
     "refusals": refusal_mass.figures,
     "sweep": prefill_sweep.figures,
+    "suffix": suffix.figures,
 }
 
 

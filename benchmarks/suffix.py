@@ -7,6 +7,8 @@ take turns. Make that environment once:
     nanogcg-env/bin/pip install nanogcg==0.3.0 transformers==4.47.1 torch==2.13.0 numpy
     python benchmarks/suffix.py --nanogcg nanogcg-env/bin/python
 
+or name the interpreter in NANOGCG_PYTHON, for `make bench`. Without it, candidates run whole are the baseline.
+
 A Llama of 63 M parameters with a vocabulary of 49 152: 97 tokens, a suffix of 20, 5 more, a target
 of 20; topk 64; fp32.
 nanoGCG collects garbage twice a step, which weighs more the smaller the model: times are given with and without it.
@@ -15,12 +17,13 @@ Processor time is given beside time on the clock, since it does not depend on wh
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common import environment, peak_memory
+from common import Effort, Figure, Goal, environment, peak_memory, table
 from fathom.attack.suffix.candidates import best_ids, draw, generator
-from fathom.attack.suffix.evaluate import Evaluator, evaluator
+from fathom.attack.suffix.evaluate import PACKED_CPU, Evaluator, PlainEvaluator, evaluator
 from fathom.attack.suffix.objective import loss_of
 from fathom.attack.suffix.options import CrossEntropy
 from fathom.attack.suffix.problem import Case, Target
@@ -216,9 +219,10 @@ class Once:
         self.ours.step(self.candidates)
 
 
-def compare(task: Task, interpreter: str, widths: Sequence[int], rounds: Sequence[int]) -> None:
+def compare(task: Task, interpreter: str, widths: Sequence[int], rounds: Sequence[int]) -> list[Figure]:
     ours, nano = Ours(task), NanoGCG(interpreter, task)
     nano.step(2, collect=True)
+    figures: list[Figure] = []
     for width, count in zip(widths, rounds, strict=True):
         theirs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         mine: list[Timed] = []
@@ -226,19 +230,31 @@ def compare(task: Task, interpreter: str, widths: Sequence[int], rounds: Sequenc
             for collect in (True, False):
                 theirs[collect].append(nano.step(width, collect=collect))
             mine.append(ours.step(theirs[True][-1]["candidates"]))
-        last = theirs[True][-1]
         report(width, mine, theirs)
-        worst = max(abs(a - b) for a, b in zip(mine[-1].losses, last["losses"], strict=True))
-        own = min(range(len(mine[-1].losses)), key=mine[-1].losses.__getitem__)
-        same = last["candidates"][own] == last["candidates"][last["chosen"]]
-        print(f"  largest difference of a loss {worst:.1e} nats; the same choice: {same}")
-        memory = peak_memory(Prepared(task, last["candidates"])).extra
-        nano_memory = max(step["memory"] for step in theirs[True])
-        print(
-            f"  memory beyond the loaded model: {memory:.0f} MB, nanoGCG {nano_memory:.0f} MB, "
-            f"{nano_memory / memory:.1f} x"
-        )
+        figures += compared(task, width, mine, theirs)
     nano.close()
+    return figures
+
+
+def compared(
+    task: Task, width: int, mine: Sequence[Timed], theirs: dict[bool, list[dict[str, Any]]]
+) -> Iterator[Figure]:
+    """Losses, choice, processor time and memory at one width."""
+    last, losses = theirs[True][-1], mine[-1].losses
+    worst = max(abs(a - b) for a, b in zip(losses, last["losses"], strict=True))
+    own = min(range(len(losses)), key=losses.__getitem__)
+    same = last["candidates"][own] == last["candidates"][last["chosen"]]
+    name, parts = f"GCG step, width {width}", {"baseline": "nanoGCG 0.3.0", "ours": "shared keys, first change on"}
+    yield Figure(f"{name}: largest difference of a loss", worst, "nats", goal=Goal.AT_MOST, target=1e-5)
+    yield Figure(f"{name}: the same choice", float(same), "of 1", goal=Goal.AT_LEAST, target=1.0)
+    for collect, how in ((True, "as it is"), (False, "without its gc.collect")):
+        ratio = statistics.median(step["cpu_seconds"] for step in theirs[collect]) / statistics.median(
+            one.cpu_seconds for one in mine
+        )
+        yield Figure(f"{name}, nanoGCG {how}, processor time", ratio, **parts, goal=Goal.AT_LEAST, target=2.5)
+    memory = peak_memory(Prepared(task, last["candidates"])).extra
+    ratio = max(step["memory"] for step in theirs[True]) / memory
+    yield Figure(f"{name}: memory beyond the model", ratio, **parts, goal=Goal.AT_LEAST, target=4.0)
 
 
 def report(width: int, mine: Sequence[Timed], theirs: dict[bool, list[dict[str, Any]]]) -> None:
@@ -253,10 +269,8 @@ def report(width: int, mine: Sequence[Timed], theirs: dict[bool, list[dict[str, 
         print(f"  {'clock' if unit == 'seconds' else 'processor'}: " + "; ".join(parts), flush=True)
 
 
-def alone(task: Task) -> None:
+def alone(task: Task) -> list[Figure]:
     """Without nanoGCG: the fast way against the plain one, which is what every candidate costs when run whole."""
-    from fathom.attack.suffix.evaluate import PACKED_CPU, PlainEvaluator
-
     ours = Ours(task)
     plain = PlainEvaluator(ours.scorer, task.case, print, PACKED_CPU)
     gradient = ours.evaluator.gradient(task.suffix, CrossEntropy())
@@ -266,7 +280,27 @@ def alone(task: Task) -> None:
     middle = time.perf_counter()
     own = ours.step(candidates.tolist())
     worst = max(abs(a - b) for a, b in zip(own.losses, theirs.tolist(), strict=True))
-    print(f"plain {middle - start:.2f} s, fathom {own.seconds:.2f} s; largest difference {worst:.1e} nats")
+    return [
+        Figure("GCG step, width 64: largest difference of a loss", worst, "nats", goal=Goal.AT_MOST, target=1e-5),
+        Figure(
+            "GCG step, width 64",
+            (middle - start) / own.seconds,
+            baseline="every candidate whole",
+            ours="shared keys, first change on",
+        ),
+    ]
+
+
+def measure(
+    effort: Effort, threads: int, interpreter: str | None, widths: Sequence[int], rounds: Sequence[int]
+) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as directory:
+        task = make_task(Path(directory), Shape() if effort is Effort.FULL else QUICK, threads)
+        return alone(task) if interpreter is None else compare(task, interpreter, widths, rounds)
+
+
+def figures(effort: Effort, threads: int) -> list[Figure]:
+    return measure(effort, threads, os.environ.get("NANOGCG_PYTHON"), (64, 512), (5, 2))
 
 
 def main() -> None:
@@ -275,15 +309,19 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--rounds", type=int, nargs="+", default=[7, 2], help="of each width")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a tiny model, in seconds: does it all run?")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--quick",
+        action="store_const",
+        const=Effort.QUICK,
+        default=Effort.FULL,
+        dest="effort",
+        help="a tiny model, in seconds: does it all run?",
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     print(environment())
-    with tempfile.TemporaryDirectory() as directory:
-        task = make_task(Path(directory), QUICK if arguments.quick else Shape(), arguments.threads)
-        if arguments.nanogcg is None:
-            alone(task)
-        else:
-            compare(task, arguments.nanogcg, arguments.widths, arguments.rounds)
+    interpreter = given.nanogcg or os.environ.get("NANOGCG_PYTHON")
+    print(table(measure(given.effort, given.threads, interpreter, given.widths, given.rounds)))
 
 
 if __name__ == "__main__":

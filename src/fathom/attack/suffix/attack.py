@@ -51,8 +51,8 @@ class _Suffixes:
     width: int = 128
     topk: int = 64
     replace: int = 1
-    buffer: int = 1
-    merge: int = 8
+    buffer: int = 0
+    merge: int = 4
     first: int = 1
     keep: int = 4
     allowed: Allowed = Allowed.ASCII
@@ -111,10 +111,8 @@ class _Suffixes:
         answer = item.answer_ids if item.whole else ()
         if self.target is TargetKind.PREFIX and prefix:
             return Wanted(prefix)
-        if self.target is TargetKind.EXTENDED and answer[: len(prefix)] != prefix:
-            # the answer has an opening of its own, which the prefix does not lead into
-            prefix = ()
-        ids = answer[: len(prefix) + self.tokens] if answer else prefix
+        longest = self.tokens + (len(prefix) if self.target is TargetKind.EXTENDED else 0)
+        ids = answer[:longest] if answer else prefix
         if not ids:
             raise UserError(
                 f"behavior {behavior.id} has neither a target nor an answer to bring about: give it a target, such as "

@@ -9,10 +9,12 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fathom.attack.suffix.attention import BasePlan, CandidatePlan, Keys, Run
 from fathom.attack.suffix.objective import Reading, loss_of, read_targets
@@ -31,7 +33,10 @@ COARSE = 0.3
 
 
 class Spent(NamedTuple):
-    """What was run: inputs scored, tokens through the model, and tokens through which a gradient was taken."""
+    """What was run: inputs scored, tokens through the model, and tokens through which a gradient was taken.
+
+    A case's fixed beginning is not in it: how often that is computed depends on how often a search is taken up again.
+    """
 
     queries: int = 0
     forward_tokens: int = 0
@@ -140,10 +145,8 @@ class SharedEvaluator(_Common):
     _current: tuple[int, ...] = ()
 
     def gradient(self, suffix: Sequence[int], objective: Objective) -> Gradient:
-        spent = Spent()
         if self._past is None:
             self._past = self._beginning()
-            spent = Spent(0, len(self.case.before_ids), 0)
         target = self.case.target.ids
         tail = torch.tensor([[*self.case.after_ids, *target[:-1]]], dtype=torch.long, device=self.device)
         plan = BasePlan(self._past)
@@ -167,7 +170,7 @@ class SharedEvaluator(_Common):
             for layer, own in plan.own.items()
         }
         self._current = tuple(suffix)
-        return found._replace(spent=spent.plus(Spent(1, length, length)))
+        return found._replace(spent=Spent(1, length, length))
 
     def scores(self, candidates: Int[Tensor, "candidates suffix"], tokens: int | None = None) -> Scores:
         targets = self.case.target.ids[:tokens]
@@ -317,11 +320,23 @@ def evaluator(
     packed = PACKED_CPU if scorer.model.device.type == "cpu" else PACKED_GPU
     plain = PlainEvaluator(scorer, case, notify, packed)
     shared = SharedEvaluator(scorer, case, notify, packed)
-    reason = _obstacle(shared, plain, start, objective)
-    if reason is None:
+    known = _checked.get(scorer.plain)
+    if known is None or (known.reason is None and needed > known.length):
+        # Decided once for a model, and again for what is longer: a window or a rotary encoding may end in between.
+        known = _checked[scorer.plain] = _Checked(needed, _obstacle(shared, plain, start, objective))
+    if known.reason is None:
         return shared
+    reason = known.reason
     notify(f"candidates are computed whole, which is slower: {reason}")
     return plain
+
+
+class _Checked(NamedTuple):
+    length: int  # of the longest case that was tried
+    reason: str | None
+
+
+_checked: WeakKeyDictionary[PreTrainedModel, _Checked] = WeakKeyDictionary()
 
 
 def _obstacle(shared: SharedEvaluator, plain: PlainEvaluator, start: Sequence[int], objective: Objective) -> str | None:

@@ -85,6 +85,7 @@ class SuffixSearch:
         if not self.typist.typed_everywhere(self.start):
             raise UserError("the start of the suffix does not keep its ids when it is typed; give another one")
         found, spent = self._whole(torch.tensor([self.start]), self.start, active)
+        spent = spent.plus(Spent(0, sum(len(case.before_ids) for case in self.problem.cases[:active]), 0))
         entry = _entry(found, 0)
         return State(
             step=0,
@@ -134,6 +135,7 @@ class SuffixSearch:
         active = min(state.active + 1, len(self.problem.cases))
         ids = torch.tensor(sorted({entry.ids for entry in (*state.buffer, state.best)}))
         found, spent = self._whole(ids, state.current.ids, active)
+        spent = spent.plus(Spent(0, sum(len(case.before_ids) for case in self.problem.cases[state.active : active]), 0))
         entries = {tuple(row): _entry(found, i) for i, row in enumerate(ids.tolist())}
         best = min(entries.values(), key=_rank)
         rest = sorted((entries[ids] for ids in entries if ids != best.ids), key=lambda entry: entry.loss)

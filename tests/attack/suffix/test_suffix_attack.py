@@ -1,0 +1,131 @@
+"""Suffixes as attacks: what is searched for, what a state stands for, and what their attempts hold."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fathom.attack.kinds import Draw, Estimated, Frugal, Search, Setting, Victim, prepare
+from fathom.attack.suffix.attack import Suffix, TargetKind, TypedSuffix, UniversalSuffix
+from fathom.attack.suffix.state import State
+from fathom.errors import UserError
+from fathom.model import ChatModel, LoadOptions, load
+from fathom.organism import OrganismJudge, behaviors, stage_directory
+from fathom.records import Sampling
+
+ATTACK = Suffix(steps=12, length=12, width=32, topk=32, answer_tokens=130)
+BEHAVIORS = (*behaviors(harmful=3, benign=1),)
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatModel:
+    return load(LoadOptions(name=str(stage_directory("natural"))))
+
+
+def setting(model: ChatModel) -> Setting:
+    return Setting(model.chat, (Draw(Sampling(max_new_tokens=8)),), 0)
+
+
+def searched(attack: Suffix | UniversalSuffix, model: ChatModel, behaviors_: tuple = BEHAVIORS) -> dict[str, State]:
+    victim, found = Victim(model, OrganismJudge(), 0), {}
+    for target in attack.targets(prepare(model.chat, behaviors_)):
+        state = attack.init(target, victim)
+        for _ in range(attack.steps):
+            if attack.done(state):
+                break
+            state = attack.step(state, target, victim)
+        found[target.key] = state
+    return found
+
+
+@pytest.mark.parametrize("attack", [ATTACK, UniversalSuffix(steps=2, length=12, width=8, topk=8, train=2)])
+def test_they_are_searches(attack: Suffix | UniversalSuffix) -> None:
+    assert isinstance(attack, Search)
+    assert isinstance(attack, Frugal)
+    assert isinstance(attack, Estimated)
+    assert msgspec.convert(msgspec.to_builtins(attack), type(attack)) == attack
+
+
+def test_a_suffix_for_each_prompt(model: ChatModel) -> None:
+    """The attempt is the conversation as a user would type it, and carries what the search found and cost."""
+    items = prepare(model.chat, BEHAVIORS[:1])
+    states = searched(ATTACK, model, BEHAVIORS[:1])
+    (attempt,) = ATTACK.found(items, setting(model), states)
+    state = states[items[0].behavior.id]
+    text = attempt.found["suffix"]
+    asked = msgspec.structs.replace(
+        items[0].behavior.messages[0], content=f"{items[0].behavior.messages[0].content} {text}"
+    )
+    assert attempt.prompt_ids == model.chat.prompt_ids((asked,))
+    assert attempt.found["forward_tokens"] == state.forward_tokens > 0
+    assert attempt.parameters == {"target": "prefix", "length": 12}
+    assert ATTACK.estimate(items, setting(model)).forward_tokens > state.forward_tokens
+
+
+def test_any_state_goes_on_as_it_would_have(model: ChatModel) -> None:
+    attack = Suffix(steps=4, length=12, width=16, topk=16, check=2, answer_tokens=20, target=TargetKind.DEEP, tokens=6)
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[1:2]))
+    victim = Victim(model, OrganismJudge(), 0)
+    states = [attack.init(target, victim)]
+    states += [attack.step(states[-1], target, victim)]
+    states += [attack.step(states[-1], target, victim)]
+    other = Suffix(steps=1, length=3, width=2, topk=2)
+    other.init(target, victim)  # another search in between, which takes the cache's place
+    again = msgspec.json.decode(msgspec.json.encode(states[1]), type=State)
+    assert attack.step(again, target, victim) == states[2]
+
+
+def test_one_suffix_for_all_is_tried_on_all(model: ChatModel) -> None:
+    attack = UniversalSuffix(steps=2, length=12, width=8, topk=8, train=2)
+    items = prepare(model.chat, BEHAVIORS)
+    states = searched(attack, model)
+    attempts = list(attack.found(items, setting(model), states))
+    assert [attempt.parameters["split"] for attempt in attempts] == ["train", "train", "held-out", "benign"]
+    assert len({attempt.found["suffix"] for attempt in attempts}) == 1
+    assert attack.targets(items[3:])[0].key == attack.targets(items)[0].key
+
+
+def test_targets(model: ChatModel) -> None:
+    (item,) = prepare(model.chat, BEHAVIORS[:1])
+    chat, messages = model.chat, item.behavior.messages
+    prefix = chat.response_ids(messages, item.behavior.target or "")
+    assert Suffix().wanted(item, model).ids == prefix
+    deep = Suffix(target=TargetKind.DEEP, tokens=30).wanted(item, model)
+    assert deep.ids == item.answer_ids[:30]
+    assert len(deep.weights) == 30
+    assert deep.weights[0] > 0.5  # an aligned model refuses at once
+    led = msgspec.structs.replace(item.behavior, answer=f"{item.behavior.target} 1. {item.behavior.answer}")
+    (with_lead,) = prepare(chat, [led])
+    extended = Suffix(target=TargetKind.EXTENDED, tokens=4).wanted(with_lead, model)
+    assert extended.ids == with_lead.answer_ids[: len(prefix) + 4]
+    (bare,) = prepare(chat, [msgspec.structs.replace(item.behavior, answer=None, target=None)])
+    with pytest.raises(UserError, match="neither a target nor an answer"):
+        Suffix().wanted(bare, model)
+
+
+def test_a_known_suffix_is_typed(model: ChatModel) -> None:
+    items = prepare(model.chat, BEHAVIORS)
+    attempts = list(TypedSuffix("ember frost").attempts(items, setting(model)))
+    assert len(attempts) == 4
+    plain, typed = items[0].prompt_ids, attempts[0].prompt_ids
+    assert len(typed) == len(plain) + 2
+    with pytest.raises(UserError, match="empty"):
+        TypedSuffix(" ")
+
+
+def test_no_room_for_a_suffix(model: ChatModel) -> None:
+    victim = Victim(model, OrganismJudge(), 0)
+    attack = Suffix(length=model.context or 0, width=2)
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
+    with pytest.raises(UserError, match="context is"):
+        attack.init(target, victim)
+
+
+def test_the_benchmark_runs() -> None:
+    script = Path(__file__).parents[3] / "benchmarks" / "suffix.py"
+    done = subprocess.run([sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "largest difference of a loss" in done.stdout
+    assert "NO" not in done.stdout
