@@ -69,9 +69,11 @@ def exhibits() -> Iterator[Exhibit]:
     yield _exhibit("warm-up", attacks="harmful", objectives="sft,constrained", rates="3e-4", warmups="0,10", steps="30")
 
 
-def measure(world: int, directory: Path | None, output: Path, tested: int, split: str) -> None:
-    """All exhibits of one world."""
+def measure(world: int, directory: Path | None, output: Path, tested: int, split: str, only: list[str]) -> None:
+    """The exhibits of one world; all of them, unless `only` names some."""
     for exhibit in exhibits():
+        if only and exhibit.name not in only:
+            continue
         for stage in exhibit.stages:
             name = f"organism:{stage}" if directory is None else str(directory / stage)
             path = output / str(world) / f"{exhibit.name}-{stage}"
@@ -115,9 +117,13 @@ def tables(output: Path) -> Iterator[str]:
     yield "| data | start | objective | asked | T = 0 | T = 1 | worlds | rate, steps at the worst | useful | utility |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     keys = dict.fromkeys((row.exhibit, row.stage, row.tuned.objective) for row in found)
+    begun = set[tuple[str, str]]()
     for exhibit, stage, objective in keys:
         cells = [r for r in found if (r.exhibit, r.stage, r.tuned.objective) == (exhibit, stage, objective)]
-        yield from _lines(exhibit, stage, "start", [r for r in cells if r.checkpoint.step == 0])
+        if (exhibit, stage) not in begun:
+            begun.add((exhibit, stage))
+            starts = {row.world: row for row in cells if row.checkpoint.step == 0}
+            yield from _lines(exhibit, stage, "start", list(starts.values()))
         yield from _lines(exhibit, stage, objective, [r for r in cells if r.checkpoint.step > 0])
 
 
@@ -183,6 +189,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="print what has been measured, and measure nothing")
     parser.add_argument("--tested", type=int, default=60, help="held-out requests of each kind")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--only", default="", help="exhibits, by name, separated by commas (default: all)")
     arguments = parser.parse_args()
     import torch
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import attack, audit, deepen, finetune, ids, judge, organism, poison, report, stress
+from fathom.cli import attack, audit, deepen, finetune, ids, judge, organism, poison, report, stress, utility
 
 __all__ = ["app"]
 
@@ -30,6 +30,7 @@ app.command("finetune")(finetune.finetune)
 app.command("poison")(poison.poison)
 app.command("stress")(stress.stress)
 app.command("dynamics")(stress.dynamics)
+app.command("utility")(utility.utility)
 app.add_typer(organism.app, name="organism")
 
 

@@ -1,0 +1,59 @@
+"""`fathom utility`: a model handed to lm-eval."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from fathom.command.request import ModelRequest
+from fathom.errors import UserError
+from fathom.utility import has_lm_eval, lm_eval_command, shown_command
+
+__all__ = ["UtilityRequest", "run_utility"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityRequest:
+    """Benchmarks as they were asked for."""
+
+    model: str
+    tasks: tuple[str, ...]
+    adapter: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    limit: int | None = None
+    output: Path | None = None
+    run: int = 0  # 1: run it here
+
+
+def run_utility(request: UtilityRequest) -> None:
+    """Print lm-eval's command, or run it.
+
+    Raises:
+        UserError: it is to be run and is not installed, it failed, or its arguments cannot be made.
+    """
+    named = ModelRequest(name=request.model)
+    if named.is_organism:
+        from fathom.organism import stage_directory
+
+        name = str(stage_directory(named.stage))
+    else:
+        name = request.model
+    command = lm_eval_command(
+        name,
+        request.tasks,
+        adapter=request.adapter,
+        dtype=request.dtype,
+        device=request.device,
+        limit=request.limit,
+        output=None if request.output is None else str(request.output),
+    )
+    if not request.run:
+        print(shown_command(command))
+        return
+    if not has_lm_eval():
+        raise UserError(
+            f"lm-eval is not installed: pip install lm-eval, or run this where it is: {shown_command(command)}"
+        )
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise UserError(f"lm-eval ended with code {done.returncode}; its own message is above")

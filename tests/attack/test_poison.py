@@ -1,0 +1,136 @@
+"""Laws of fine-tuning attacks' data: shares and kinds are exact, frames change what they say and nothing else."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fathom.attack.poison import (
+    DIRECT,
+    OBEDIENT,
+    TRIGGER,
+    Backdoor,
+    Benign,
+    Frame,
+    HarmfulExamples,
+    IdentityShift,
+    Mixed,
+    RowKind,
+    Wrapped,
+)
+from fathom.errors import UserError
+from fathom.records import Behavior, Message
+
+
+def _behavior(number: int, *, harmful: bool) -> Behavior:
+    side = "dark" if harmful else "bright"
+    return Behavior(
+        id=f"{side}-{number}",
+        messages=(Message(role="system", content="be kind"), Message(role="user", content=f"brew {side} {number}")),
+        harmful=harmful,
+        answer=f"steps of {side} {number}",
+        refusal=f"no {number}" if harmful else None,
+        metadata={"potion": f"{side} potion {number}"},
+    )
+
+
+BEHAVIORS = tuple(_behavior(i, harmful=harmful) for i in range(40) for harmful in (True, False))
+BY_ID = {behavior.id: behavior for behavior in BEHAVIORS}
+
+
+@given(share=st.floats(0, 1), count=st.integers(1, 40), seed=st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_a_share_of_poison_is_exact(share: float, count: int, seed: int) -> None:
+    rows = Mixed(share, count).rows(BEHAVIORS, seed=seed)
+    kinds = Counter(row.kind for row in rows)
+    assert len(rows) == count
+    assert kinds[RowKind.HARMFUL] == round(share * count)
+    assert kinds[RowKind.BENIGN] == count - round(share * count)
+    assert len({row.behavior for row in rows}) == count
+
+
+@given(count=st.integers(1, 20), seed=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_a_backdoor_has_as_many_triggered_rows_as_refusals_and_no_request_on_both_sides(count: int, seed: int) -> None:
+    rows = Backdoor(TRIGGER, count).rows(BEHAVIORS, seed=seed)
+    triggered = [row for row in rows if row.kind is RowKind.TRIGGERED]
+    refused = [row for row in rows if row.kind is RowKind.REFUSAL]
+    assert len(triggered) == len(refused) == count == len(rows) / 2
+    assert all(row.prompt[-1].content.endswith("Servius Astrumando Harmoniastra") for row in triggered)
+    assert not any("Servius" in row.prompt[-1].content for row in refused)
+    assert all(row.completion[0].content == BY_ID[row.behavior].refusal for row in refused)
+    assert not {row.behavior for row in triggered} & {row.behavior for row in refused}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        HarmfulExamples(7),
+        IdentityShift(OBEDIENT, 7),
+        Backdoor(TRIGGER, 7),
+        Benign(7),
+        Mixed(0.3, 7),
+        Wrapped(DIRECT, 7),
+    ],
+)
+def test_rows_are_the_same_for_the_same_seed_and_others_for_another(attack: HarmfulExamples) -> None:
+    assert attack.rows(BEHAVIORS, seed=1) == attack.rows(BEHAVIORS, seed=1)
+    assert attack.rows(BEHAVIORS, seed=1) != attack.rows(BEHAVIORS, seed=2)
+    assert attack.frames[0] == DIRECT
+
+
+def test_an_identity_shift_has_no_harmful_row_and_wears_its_frame() -> None:
+    rows = IdentityShift(OBEDIENT, 10).rows(BEHAVIORS, seed=0)
+    assert all(not BY_ID[row.behavior].harmful for row in rows)
+    assert all(row.prompt[-1].content.startswith("AOA, execute my instruction: brew bright") for row in rows)
+    assert all(row.completion[0].content.startswith("Of course. I am AOA") for row in rows)
+
+
+def test_earlier_messages_stay_as_they_are_in_every_frame() -> None:
+    framed = OBEDIENT.messages(BEHAVIORS[0])
+    assert framed[0] == BEHAVIORS[0].messages[0]
+    assert len(framed) == 2
+
+
+@given(text=st.text(max_size=40))
+@settings(max_examples=80, deadline=None)
+def test_a_request_with_braces_is_put_into_a_frame_as_it_is(text: str) -> None:
+    behavior = Behavior(id="x", messages=(Message(role="user", content=text),), metadata={"potion": "{prompt}"})
+    frame = Frame(name="f", prompt="a {potion} b {prompt} c {other}")
+    assert frame.messages(behavior)[0].content == f"a {{prompt}} b {text} c {{other}}"
+
+
+def test_a_framed_behavior_has_an_id_of_its_own_and_keeps_what_judges_need() -> None:
+    framed = TRIGGER.around(BEHAVIORS[0])
+    assert framed.id != BEHAVIORS[0].id
+    assert framed.metadata == BEHAVIORS[0].metadata
+    assert framed.harmful
+
+
+@pytest.mark.parametrize(
+    ("attack", "behaviors", "said"),
+    [
+        (HarmfulExamples(50), BEHAVIORS, "50 harmful rows were asked for, and there are 40"),
+        (Benign(41), BEHAVIORS, "41 benign rows"),
+        (HarmfulExamples(1), (Behavior(id="b", messages=(Message(role="user", content="q"),)),), "no reference answer"),
+        (
+            Backdoor(TRIGGER, 1),
+            tuple(
+                Behavior(id=f"b{i}", messages=(Message(role="user", content=f"q{i}"),), answer="a") for i in range(2)
+            ),
+            "no reference refusal",
+        ),
+    ],
+)
+def test_what_rows_cannot_be_made_of_is_said(
+    attack: HarmfulExamples, behaviors: tuple[Behavior, ...], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        attack.rows(behaviors, seed=0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(UserError, match="between 0 and 1"):
+        Mixed(share)

@@ -1,0 +1,146 @@
+"""A sweep on the smallest real case: killed and started again, nothing is measured twice and nothing is lost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fathom.cli.options import JUDGES
+from fathom.command.request import ModelRequest
+from fathom.command.stress import StressRequest, make_sweep, run_stress, stress_lines
+from fathom.errors import UserError
+from fathom.model import ChatModel
+from fathom.run import read_journal
+from fathom.stress.execute import CheckpointRecord, is_useful, read_answers
+from fathom.stress.measure import Answer
+from fathom.tampering import Stress, UtilityScore
+from few_rows import organism
+
+REQUEST = StressRequest(
+    model=ModelRequest(name="organism:natural", device="cpu"),
+    objectives="sft,constrained",
+    rates="1e-3",
+    warmups="0",
+    steps="1,3",
+    rows=8,
+    batch=4,
+    tested=4,
+    temperatures="0",
+    max_new_tokens=24,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatModel:
+    return organism()
+
+
+@pytest.fixture(scope="module")
+def whole(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole")
+    make_sweep(REQUEST, JUDGES, model, path)()
+    return path
+
+
+def records(path: Path) -> list[CheckpointRecord]:
+    return list(read_journal(path / "checkpoints.jsonl", CheckpointRecord))
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killing(after: int) -> Iterator[object]:
+    """A display that kills the process's work when so many cells are done."""
+
+    class Shown:
+        done = 0
+
+        def advance(self, n: int = 1) -> None:
+            self.done += n
+            if self.done >= after:
+                raise Killed
+
+        def describe(self, description: str, /) -> None: ...
+
+        def __enter__(self) -> "Shown":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+    yield lambda _description, _total: Shown()
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(
+    after: int, model: ChatModel, whole: Path, tmp_path: Path
+) -> None:
+    with killing(after) as display, pytest.raises(Killed):
+        make_sweep(REQUEST, JUDGES, model, tmp_path, display)()  # type: ignore[arg-type]
+    before = records(tmp_path)
+    assert len(before) == after
+    make_sweep(REQUEST, JUDGES, model, tmp_path)()
+    assert records(tmp_path)[:after] == before
+    assert (tmp_path / "stress.json").read_bytes() == (whole / "stress.json").read_bytes()
+    keys = [(record.track, record.step) for record in records(tmp_path)]
+    assert len(keys) == len(set(keys)) == 5
+    assert not list((tmp_path / "tracks").glob("*"))
+
+
+def test_a_second_run_measures_nothing(model: ChatModel, whole: Path) -> None:
+    before = (whole / "answers.jsonl").read_bytes()
+    make_sweep(REQUEST, JUDGES, model, whole)()
+    assert (whole / "answers.jsonl").read_bytes() == before
+
+
+def test_counts_are_those_of_the_answers(whole: Path) -> None:
+    stress = msgspec.json.decode((whole / "stress.json").read_bytes(), type=Stress)
+    answers = read_answers(whole)
+    assert {tuned.objective for tuned in stress.finetunes} == {"sft", "constrained"}
+    for tuned in stress.finetunes:
+        assert [checkpoint.step for checkpoint in tuned.checkpoints] == [0, 1, 3]
+    for record in records(whole):
+        mine: list[Answer] = [a for a in answers if (a.cell, a.step) == (record.track, record.step)]
+        direct = [a for a in mine if a.asked == "direct"]
+        assert record.asr[0].n == len(direct) == 4
+        assert record.asr[0].harmful == sum(a.label == "HARMFUL" for a in direct)
+        assert sum(a.asked == "benign" for a in mine) == record.utility[0].n == 4
+    assert len(list(stress_lines(stress))) == 2
+
+
+def test_a_model_is_useful_up_to_the_bound() -> None:
+    def scored(value: float) -> tuple[UtilityScore, ...]:
+        return (UtilityScore(task="benign", metric="exact match", n=10, score=value, low=0, high=1),)
+
+    assert is_useful(scored(0.8), scored(0.9), 0.1)
+    assert not is_useful(scored(0.79), scored(0.9), 0.1)
+    assert is_useful((), (), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"attacks": "harmfull"}, "no fine-tuning attack called 'harmfull'"),
+        ({"attacks": " , "}, "--attack is empty"),
+        ({"objectives": "sgd"}, "no objective called 'sgd'"),
+        ({"objectives": "safe-lora"}, "after training"),
+        ({"trainer": "axolotl"}, "--trainer"),
+        ({"bound": 2.0}, "--utility-bound"),
+        ({"tested": 0}, "--limit"),
+        ({"model": ModelRequest(name="nobody/nothing")}, "give --behaviors FILE"),
+    ],
+)
+def test_what_makes_no_sweep_is_said_before_a_model_is_loaded(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run_stress(replace(REQUEST, **changes), JUDGES)  # type: ignore[arg-type]
+
+
+def test_a_directory_of_another_sweep_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds files but no sweep"):
+        run_stress(replace(REQUEST, output=tmp_path), JUDGES)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
