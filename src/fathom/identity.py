@@ -5,13 +5,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fathom.chat import ChatFormat
 from fathom.records import content_hash
 from fathom.schema import ModelInfo
 
-__all__ = ["identify", "tokenizer_hash", "vocabulary_size", "weights_hash"]
+__all__ = ["describe", "identify", "tokenizer_hash", "vocabulary_size", "weights_hash"]
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -21,9 +21,9 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return size
 
 
-def _context(model: PreTrainedModel) -> int | None:
+def _context(whole: PreTrainedConfig) -> int | None:
     """The longest input by the configuration's own name for it. A sliding window limits attention, not the input."""
-    config = model.config.get_text_config()
+    config = whole.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx"):
         if isinstance(length := getattr(config, name, None), int) and length > 0:
             return length
@@ -53,7 +53,28 @@ def identify(
         template_hash=None if chat.template is None else content_hash(chat.template),
         template_source=chat.source,
         vocabulary=vocabulary_size(model),
-        context=_context(model),
+        context=_context(model.config),
+    )
+
+
+def describe(config: PreTrainedConfig, chat: ChatFormat, *, name: str, revision: str | None = None) -> ModelInfo:
+    """What is known of a model that a server runs, from its configuration and tokenizer: nothing of its weights."""
+    vocabulary = config.get_text_config().vocab_size
+    assert isinstance(vocabulary, int)
+    return ModelInfo(
+        name=name,
+        revision=revision,
+        adapter=None,
+        architecture=next(iter(config.architectures or ()), "unknown"),
+        parameters=0,
+        dtype="as served",
+        quantisation=None,
+        weights_hash="",
+        tokenizer_hash=tokenizer_hash(chat.tokenizer),
+        template_hash=None if chat.template is None else content_hash(chat.template),
+        template_source=chat.source,
+        vocabulary=vocabulary,
+        context=_context(config),
     )
 
 

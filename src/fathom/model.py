@@ -30,11 +30,11 @@ from transformers.models.auto.modeling_auto import (
 from fathom.chat import ChatFormat, PrefillAt
 from fathom.checkpoint import check_source, is_local, one_line, place, quiet
 from fathom.errors import UserError
-from fathom.identity import identify, vocabulary_size
+from fathom.identity import describe, identify, vocabulary_size
 from fathom.records import Message
 from fathom.schema import ModelInfo
 
-__all__ = ["ChatModel", "FormatChoice", "LoadOptions", "Quantisation", "check_pair", "load", "load_chat"]
+__all__ = ["ChatModel", "FormatChoice", "LoadOptions", "Quantisation", "check_pair", "load", "load_chat", "load_info"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer*", "vocab.*", "*.model", "tekken.json", "*.tiktoken", "tokenization_*.py")
@@ -150,6 +150,16 @@ def load_chat(options: LoadOptions) -> ChatFormat:
         except _LOADING_ERRORS:  # models without the file stop at the tokenizer's end of text
             return chat
     return replace(chat, stop_ids=chat.stop_ids | _configured_stops(generation))
+
+
+def load_info(options: LoadOptions, chat: ChatFormat) -> ModelInfo:
+    """What the configuration says of a model whose weights are elsewhere.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
+    with quiet():
+        return describe(_load_config(options), chat, name=options.name, revision=options.revision)
 
 
 def check_pair(model: ChatModel, base: ChatModel) -> None:

@@ -50,6 +50,7 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     template_source: str  # "model", a file's name, or "plain"
     vocabulary: int  # ids that the model knows, embedding padding included
     context: int | None  # the longest input, in tokens, where the configuration states one
+    endpoint: str | None = None  # the server that ran it; its weights were not seen, so they have no hash here
 
 
 class SkippedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -25,6 +25,7 @@ from fathom.audit.verdicts import judge_run
 from fathom.depth.divergence import BehaviorDivergence, divergence
 from fathom.depth.recovery import BehaviorRecovery, recovery, refusal_set
 from fathom.engine import TransformersEngine
+from fathom.engine.endpoint import EndpointEngine, ServedModel
 from fathom.model import ChatModel
 from fathom.progress import Display
 from fathom.ranks import Ranks
@@ -44,12 +45,12 @@ _Made = TypeVar("_Made", covariant=True)
 
 @dataclass(frozen=True, eq=False)
 class Execution:
-    """One process's part in an audit."""
+    """One process's part in an audit. Of a model that a server runs, what needs its weights is left out."""
 
     run: Run
     plan: Plan
     judge: Judge
-    model: ChatModel
+    model: ChatModel | ServedModel
     base: ChatModel | None
     ranks: Ranks
     display: Display
@@ -86,7 +87,7 @@ class Execution:
     def _victims(self) -> dict[str, Victim]:
         seed = self.plan.options.seed
         models = {Subject.MODEL: self.model, Subject.BASE: self.base}
-        return {name: Victim(model, self.judge, seed) for name, model in models.items() if model is not None}
+        return {name: Victim(model, self.judge, seed) for name, model in models.items() if isinstance(model, ChatModel)}
 
     def _write_behaviors(self) -> None:
         if self.ranks.first:
@@ -120,22 +121,23 @@ class Execution:
             states = found.get(part.identity, {})
             model = self._model(part.setting.subject)
             assert isinstance(part.attack, Intervention)
+            assert isinstance(model, ChatModel), "a plan for a server changes no weights"
             with part.attack.applied(model, states):
                 self._complete(model, part.attempts(states), f"generating ({part.attack.name})")
 
-    def _model(self, subject: Subject) -> ChatModel:
+    def _model(self, subject: Subject) -> ChatModel | ServedModel:
         model = self.model if subject is Subject.MODEL else self.base
         assert model is not None, "a plan without a base has no part on it"
         return model
 
-    def _complete(self, model: ChatModel, attempts: Iterable[Attempt], label: str) -> None:
+    def _complete(self, model: ChatModel | ServedModel, attempts: Iterable[Attempt], label: str) -> None:
         done = self.run.completions.keys()
         # What shares a prompt shares its cache.
         mine = self.ranks.share(attempts, key=lambda attempt: attempt.prompt_ids)
         pending = {attempt.id: attempt for attempt in mine if attempt.id not in done}
         if not pending:
             return
-        engine = TransformersEngine(model)
+        engine = EndpointEngine(model) if isinstance(model, ServedModel) else TransformersEngine(model)
         with (
             self.run.journal("completions", self.ranks.rank) as journal,
             self.run.journal("times", self.ranks.rank) as times,
@@ -166,20 +168,23 @@ class Execution:
         write_whole(path, msgspec.json.format(msgspec.json.encode(used), indent=1) + b"\n")
 
     def _measure_divergence(self) -> None:
-        if self.base is None:
+        model, base = self.model, self.base
+        if base is None or not isinstance(model, ChatModel):
             return
         base_prompts = {item.behavior.id: item.prompt_ids for item in self.plan.base_items}
         items = [self._reference(item, base_prompts[item.behavior.id]) for item in self.plan.harmful if item.answer_ids]
-        base = self.base
         self._measure(
             "divergence",
             BehaviorDivergence,
             items,
             "KL to the base",
-            lambda pending: divergence(self.model, base, pending, variant=self.plan.options.base_variant),
+            lambda pending: divergence(model, base, pending, variant=self.plan.options.base_variant),
         )
 
     def _measure_recovery(self) -> None:
+        model = self.model
+        if not isinstance(model, ChatModel):
+            return
         items = [self._reference(item, item.prompt_ids) for item in self.plan.harmful if item.answer_ids]
         refusals = read_refusals(self.run)
         longest = max((len(item.answer_ids) for item in items), default=0)
@@ -189,7 +194,7 @@ class Execution:
             BehaviorRecovery,
             items,
             "refusal mass",
-            lambda pending: recovery(self.model, pending, refusals.ids, positions),
+            lambda pending: recovery(model, pending, refusals.ids, positions),
         )
 
     def _reference(self, item: PreparedBehavior, base_prompt_ids: tuple[int, ...]) -> ReferenceAnswer:

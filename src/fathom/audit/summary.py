@@ -199,6 +199,11 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
             f"from prefill {short[0]} on, some reference answers are shorter than the prefill: "
             f"{len(reached[short[-1]])} of {len(harmful)} behaviors are left at {short[-1]} tokens"
         )
+    if run.manifest.model.endpoint is not None:
+        yield (
+            f"the model ran on a server ({run.manifest.model.endpoint}), which shows no weights: KL to a base and "
+            "refusal mass are left out"
+        )
     if not run.behaviors.keys() - harmful:
         yield "no benign behavior was given, so nothing is known of over-refusal"
 

@@ -78,6 +78,19 @@ def audit(
     base_revision: Annotated[
         str | None, typer.Option(help="Hub revision of the base.", rich_help_panel="Models")
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A server that runs MODEL and takes token ids (vLLM): http://localhost:8000/v1. MODEL then names the "
+            "tokenizer alone; KL and refusal mass are left out. A key is read from FATHOM_API_KEY.",
+            rich_help_panel="Models",
+        ),
+    ] = None,
+    endpoint_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's name at the server (default: MODEL).", rich_help_panel="Models"),
+    ] = None,
     suite: SuiteName = None,
     attacks: WithAttack = None,
     budget: Budget = None,
@@ -108,6 +121,8 @@ def audit(
             seed=seed,
             judge=judge,
             output=output,
+            endpoint=endpoint,
+            endpoint_model=endpoint_model,
             attacks=None
             if suite is None and not attacks and frames is None
             else AttackRequest(suite=suite, attacks=attacks or (), budget=budget, frames=frames),

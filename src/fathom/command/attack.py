@@ -14,11 +14,12 @@ from fathom.errors import UserError
 if TYPE_CHECKING:
     from fathom.audit.parts import Ground, Part, Suite
     from fathom.audit.suites import NamedAttack, Wording
+    from fathom.engine.endpoint import ServedModel
     from fathom.model import ChatModel
 
 __all__ = ["AttackRequest", "SuiteMaker", "make_suite", "show_costs"]
 
-SuiteMaker = Callable[["ChatModel"], "Suite"]
+SuiteMaker = Callable[["ChatModel | ServedModel"], "Suite"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
     before = depth_parts if request.with_depth else direct_parts
     suite_of(named, wording, budget=request.budget, before=before)
 
-    def suited(loaded: "ChatModel") -> "Suite":
+    def suited(loaded: "ChatModel | ServedModel") -> "Suite":
         def suite(ground: "Ground") -> "tuple[Part, ...]":
             longest = max(len(item.prompt_ids) for item in (*ground.harmful, *ground.benign))
             room = None if loaded.context is None else loaded.context - longest - max_new_tokens

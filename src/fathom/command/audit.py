@@ -15,6 +15,7 @@ from fathom.command.request import (
     Judges,
     ModelRequest,
     choice,
+    connect_model,
     display_for,
     load_model,
     named_judge,
@@ -28,8 +29,10 @@ from fathom.run import Run
 from fathom.schema import Audit, Manifest
 
 if TYPE_CHECKING:
+    from fathom.audit.parts import Part
     from fathom.audit.plan import AuditOptions, BehaviorSet
     from fathom.chat import ChatFormat
+    from fathom.engine.endpoint import ServedModel
     from fathom.model import ChatModel
 
 __all__ = ["AuditRequest", "Finished", "behavior_set", "run_audit"]
@@ -60,6 +63,8 @@ class AuditRequest:
     judge: str | None = None
     output: Path | None = None
     attacks: AttackRequest | None = None  # beside the depth sweep
+    endpoint: str | None = None  # URL of a server that runs the model
+    endpoint_model: str | None = None  # its name there
 
 
 @dataclass(frozen=True)
@@ -93,20 +98,23 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     from fathom.audit.execute import Execution
     from fathom.audit.parts import depth_parts
     from fathom.audit.plan import make_plan
+    from fathom.engine.endpoint import ServedModel
     from fathom.model import check_pair
 
     ranks = Ranks.of_environment()
     path = request.output or _default_path(request, base, options, behaviors, judge)
     display = display_for(ranks)
     with display("loading", 1 if base is None else 2) as shown:
-        model = load_model(request.model, ranks)
+        model = _subject(request, ranks)
         shown.advance(1)
         base_model = None if base is None else load_model(base, ranks)
         shown.advance(1)
-    if base_model is not None:
+    if base_model is not None and not isinstance(model, ServedModel):
         check_pair(model, base_model)
     suite = depth_parts if suited is None else suited(model)
     plan = make_plan(options, behaviors, judge, model, base_model, _base_chat(options, model), suite)
+    if isinstance(model, ServedModel):
+        _check_served(plan.parts)
     if suited is not None and ranks.first:
         show_costs(plan.parts)
     with ranks.met():
@@ -116,6 +124,24 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
         return None
     write_run_report(path)
     return Finished(audit, path)
+
+
+def _subject(request: AuditRequest, ranks: Ranks) -> "ChatModel | ServedModel":
+    if request.endpoint is None:
+        return load_model(request.model, ranks)
+    return connect_model(request.model, request.endpoint, request.endpoint_model)
+
+
+def _check_served(parts: "Sequence[Part]") -> None:
+    """A server answers; it shows no weights, gradients or hidden states."""
+    from fathom.attack.kinds import Intervention, Search
+
+    for part in parts:
+        if isinstance(part.attack, Search | Intervention):
+            raise UserError(
+                f"{part.attack.name} needs the model itself and --endpoint has only its answers: leave it out, or "
+                "audit the model without --endpoint"
+            )
 
 
 def _start(path: Path, manifest: Manifest, ranks: Ranks) -> Run:
@@ -197,6 +223,13 @@ def _base_request(request: AuditRequest) -> ModelRequest | None:
     """
     if request.base == NO_BASE:
         return None
+    if request.endpoint is not None:
+        if request.base is None:
+            return None
+        raise UserError(
+            f"--base {request.base} with --endpoint: the base is compared with the model's own probabilities, which a "
+            "server does not give in full; leave out --base"
+        )
     usual = f"{ORGANISM}:base" if request.model.is_organism and request.model.stage != "base" else None
     name = request.base or usual
     if name is None:
@@ -205,7 +238,7 @@ def _base_request(request: AuditRequest) -> ModelRequest | None:
     return replace(request.model, name=name, revision=revision, adapter=None, chat_template=None, plain=True)
 
 
-def _base_chat(options: "AuditOptions", model: "ChatModel") -> "ChatFormat":
+def _base_chat(options: "AuditOptions", model: "ChatModel | ServedModel") -> "ChatFormat":
     """What makes the base's prompts: the model's own format, or plain text with the same tokenizer."""
     from fathom.depth.divergence import Variant
 
@@ -223,6 +256,8 @@ def _default_path(
 ) -> Path:
     """The same command always names the same directory, so that it goes on with its own run."""
     attacks = () if request.attacks is None else (repr(request.attacks),)
+    if request.endpoint is not None:
+        attacks = (*attacks, request.endpoint, request.endpoint_model or "")
     asked = (repr(request.model), repr(base), msgspec.to_builtins(options), behaviors.info().hash, judge.name, *attacks)
     slug = "".join(char if char.isalnum() or char in "-._" else "-" for char in request.model.name).strip("-.")
     return Path("runs") / f"{slug[-60:]}-{content_hash(asked)[:8]}"

@@ -14,6 +14,7 @@ from fathom.ranks import ALONE, Ranks
 from fathom.records import Judge
 
 if TYPE_CHECKING:
+    from fathom.engine.endpoint import ServedModel
     from fathom.model import ChatModel, LoadOptions
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Judges",
     "ModelRequest",
     "choice",
+    "connect_model",
     "display_for",
     "load_model",
     "named_judge",
@@ -108,6 +110,31 @@ def load_model(request: ModelRequest, ranks: Ranks = ALONE) -> "ChatModel":
 
         torch.set_num_threads(1)
     return replace(loaded, info=msgspec.structs.replace(loaded.info, name=request.name))
+
+
+def connect_model(request: ModelRequest, url: str, served: str | None) -> "ServedModel":
+    """The model at a server, under the name by which it was asked for; its tokenizer and template are read here.
+
+    Raises:
+        UserError: an option speaks of weights, the files cannot be read, or the server does not serve the model.
+    """
+    weights = {
+        "--adapter": request.adapter,
+        "--device": request.device,
+        "--device-map": request.device_map,
+        "--quantise": request.quantisation,
+        "--dtype": None if request.dtype == "auto" else request.dtype,
+    }
+    for option, value in weights.items():
+        if value is not None:
+            raise UserError(f"{option} {value} with --endpoint: how the weights are loaded is the server's affair")
+    options = request.options()
+    from fathom.engine.endpoint import connect
+    from fathom.model import load_chat, load_info
+
+    chat = load_chat(options)
+    info = msgspec.structs.replace(load_info(options, chat), name=request.name)
+    return connect(url, chat, info, name=served)
 
 
 def _rank_device(ranks: Ranks) -> str | None:

@@ -107,9 +107,15 @@ def provenance(audit: Audit, manifest: Manifest) -> tuple[tuple[str, tuple[Entry
 def _model(info: ModelInfo) -> tuple[Entry, ...]:
     return (
         Entry("Name", wording.model_name(info.name, info.revision, info.adapter)),
-        Entry("Architecture", f"{info.architecture}, {info.parameters:,} parameters, {info.dtype}"),
+        Entry(
+            "Architecture",
+            f"{info.architecture}, {info.parameters:,} parameters, {info.dtype}"
+            if info.endpoint is None
+            else f"{info.architecture}, {info.dtype}",
+        ),
+        *((Entry("Server", info.endpoint),) if info.endpoint is not None else ()),
         *((Entry("Quantisation", info.quantisation),) if info.quantisation else ()),
-        Entry("Weights", info.weights_hash),
+        Entry("Weights", info.weights_hash if info.endpoint is None else "not seen"),
         Entry("Tokenizer", f"{info.tokenizer_hash}, {info.vocabulary:,} tokens"),
         Entry("Chat template", f"{info.template_hash or 'none'} (from {info.template_source})"),
         Entry("Context", "not stated" if info.context is None else f"{info.context:,} tokens"),
