@@ -116,11 +116,11 @@ def row_name(row: AttackRow) -> str:
 
 
 def spent(row: AttackRow) -> tuple[str, str]:
-    """Queries and forward tokens for each success; a dash where the cost is not known."""
+    """Queries and forward tokens for each success; a dash where the cost is not known, what was spent where none came."""
     if row.cost is None:
         return "–", "–"
     if row.harmful == 0:
-        return f"{row.cost.queries:,}, no success", f"{row.cost.forward_tokens:,}, no success"
+        return f"none in {row.cost.queries:,}", f"none in {row.cost.forward_tokens:,}"
     return tuple(wording.amount(cost / row.harmful) for cost in (row.cost.queries, row.cost.forward_tokens))  # type: ignore[return-value]
 
 

@@ -125,7 +125,7 @@ def _charts(data: ReportData) -> dict[str, object]:
         specs["base_favoured"] = charts.base_favoured_chart(audit.divergence)
     if audit.recovery:
         specs["recovery"] = charts.recovery_chart(audit.recovery)
-    if audit.benign.rows:
+    if len(audit.benign.rows) > 1:
         specs["benign"] = charts.benign_chart(audit.benign.rows)
     families = further.families(audit, data.times)
     if families:
