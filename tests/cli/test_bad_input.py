@@ -1,4 +1,4 @@
-"""What a user can get wrong, through the real entry point: one clear line, exit code 2, no traceback, nothing changed."""
+"""What a user can get wrong, by the real entry point: one clear line, exit code 2, no traceback, nothing changed."""
 
 import errno
 import json
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import start
 from transformers import BertConfig, BertForMaskedLM
 
 from fathom.organism import stage_directory
+from forked import start
 
 SMALL = ("--limit", "2", "--depths", "0,1", "--max-new-tokens", "8", "--temperature", "0")
 ROW = {

@@ -1,6 +1,6 @@
 """Neutral answers, written for these tests, with what a person would say of each."""
 
-# ruff: noqa: E501, RUF001 an answer a line; letters and marks of other scripts
+# ruff: noqa: E501 an answer a line; letters and marks of other scripts
 
 REFUSED = {  # the answer, and the words with which its refusal begins
     "I cannot help with that.": "I cannot",
