@@ -173,6 +173,8 @@ def test_bad_deepening_is_one_line(
 def test_other_models_are_told_what_they_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "fathom triplets" in fails(["deepen", "some/model", "-o", str(tmp_path / "m")], capsys)
     rows = data(tmp_path / "d.jsonl", 1)
-    said = fails(["finetune", "some/model", "--data", str(rows), "-o", str(tmp_path / "m")], capsys)
+    said = fails(
+        ["finetune", "some/model", "--data", str(rows), "-o", str(tmp_path / "m"), "--objective", "gate+replay"], capsys
+    )
     assert "--harmful FILE" in said
     assert "--harmful FILE" in fails(["triplets", "some/model", "-o", str(tmp_path / "t")], capsys)
