@@ -197,9 +197,9 @@ def main() -> None:
     if not arguments.tables:
         given = [world.partition("=") for world in arguments.worlds] or [(str(SHIPPED_WORLD), "", "")]
         for world, _, directory in given:
-            measure(
-                int(world), Path(directory) if directory else None, arguments.output, arguments.tested, arguments.split
-            )
+            place = Path(directory) if directory else None
+            only = [name for name in arguments.only.split(",") if name]
+            measure(int(world), place, arguments.output, arguments.tested, arguments.split, only)
     for line in tables(arguments.output):
         print(line)
 
