@@ -86,6 +86,15 @@ def stress(
         str,
         typer.Option(help="light: in memory, for small models; fit: TRL, for all others.", rich_help_panel=_SWEEP),
     ] = "light",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A field of TRL's SFTConfig, with --trainer fit.",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = None,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -118,6 +127,7 @@ def stress(
             max_new_tokens=max_new_tokens,
             judge=judge,
             trainer=trainer,
+            overrides=tuple(settings or ()),
             output=output,
         ),
         JUDGES,

@@ -57,6 +57,7 @@ class StressRequest:
     max_new_tokens: int | None = None
     judge: str | None = None
     trainer: str = "light"
+    overrides: tuple[str, ...] = ()  # TRL's settings, for the trainer fit
     sentinel: Path | None = None  # where its weights are kept; several sweeps of one model may share them
     output: Path | None = None
 
@@ -144,6 +145,8 @@ def _check(request: StressRequest) -> None:
         raise UserError(f"--sweep is {request.sweep!r}; give warm-up or full")
     if request.trainer not in ("light", "fit"):
         raise UserError(f"--trainer is {request.trainer!r}; give light (in memory) or fit (TRL)")
+    if request.overrides and request.trainer == "light":
+        raise UserError("--set gives TRL's settings, and the light trainer has none; add --trainer fit")
     if not 0 <= request.bound <= 1:
         raise UserError(f"--utility-bound is {request.bound}; give a loss of score between 0 and 1")
     if request.tested < 1:
@@ -195,7 +198,7 @@ def make_sweep(
     grid = _grid(request)
     tracks = tuple(grid.tracks([attack.name for attack in attacks], _names(request.objectives, "--objective")))
     learn = _Learn(model, parts, reader, request.sentinel or path / "sentinel.pt", display)
-    trainer = Light() if request.trainer == "light" else Fit()
+    trainer = Light() if request.trainer == "light" else Fit(request.overrides)
     return Sweep(path, model, attacks, tracks, learn, trainer, request.bound, display)
 
 
@@ -335,6 +338,6 @@ def _claim(path: Path, model: "ChatModel", request: StressRequest) -> None:
 def _asked(request: StressRequest) -> dict[str, str]:
     names = (
         "attacks objectives sweep behaviors world split tested rows share task rates warmups steps seeds batch "
-        "temperatures bound max_new_tokens judge trainer"
+        "temperatures bound max_new_tokens judge trainer overrides"
     )
     return {name: str(getattr(request, name)) for name in names.split()}

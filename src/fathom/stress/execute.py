@@ -147,7 +147,7 @@ class Fit:
 
 
 def fit_settings(track: Track, steps: int, overrides: Sequence[str] = ()) -> "Settings":
-    """TRL's settings of a track: those that `Light` follows."""
+    """TRL's settings of a track: those that `Light` follows, and then `overrides`, such as a batch in smaller parts."""
     from fathom.tuning.settings import read_settings
 
     optimiser = track.optimiser
@@ -160,8 +160,10 @@ def fit_settings(track: Track, steps: int, overrides: Sequence[str] = ()) -> "Se
         f"max_grad_norm={optimiser.clip}",
         f"max_steps={steps}",
         f"seed={track.seed}",
+        f"per_device_train_batch_size={optimiser.batch}",
+        "gradient_accumulation_steps=1",
     )
-    return read_settings(None, (*ours, *overrides)).with_batch(optimiser.batch)
+    return read_settings(None, (*ours, *overrides))
 
 
 def _save(path: Path, model: "PreTrainedModel", step: int, loss: float, optimiser: Mapping[str, object]) -> None:

@@ -1,0 +1,137 @@
+"""Rehearsed rows weigh what they are said to weigh; the answer gate holds what a sentinel breaks off, no more."""
+
+from collections.abc import Iterable, Sequence
+from random import Random
+
+import pytest
+
+from fathom.errors import UserError
+from fathom.protect.answers import AnswerGate, Told, count_broken_off, sentinel_rows
+from fathom.protect.gate import Prompt
+from fathom.protect.rehearsal import Rehearsal, rehearse
+from fathom.records import Attempt, Completion, Exchange, Finish, Judgement, Label, Message
+from fathom.tuning.rows import Kind, TrainingRow
+from few_rows import organism
+
+REFUSAL, ANSWER = 7, 8
+
+
+class Reader:
+    """Text "no" is a refusal."""
+
+    name, version = "reader", "1"
+
+    def judge(self, exchange: Exchange) -> Judgement:
+        return Judgement(label=Label.SAFE if exchange.response == "no" else Label.HARMFUL, reason="")
+
+
+class Sampler:
+    """Refuses prompts that hold 66, and breaks off responses that hold 77."""
+
+    def complete(self, attempts: Sequence[Attempt]) -> Iterable[Completion]:
+        for attempt in reversed(attempts):
+            refused = 66 in attempt.prompt_ids or 77 in attempt.prefill_ids
+            ids = (REFUSAL,) * 3 if refused else (ANSWER,) * 5
+            yield Completion(
+                attempt=attempt.id,
+                output_ids=ids,
+                text="no" if refused else "yes",
+                prefill_text="",
+                token_ends=tuple(range(1, len(ids) + 1)),
+                finish=Finish.STOP,
+            )
+
+
+def prompt(*ids: int) -> Prompt:
+    return Prompt((1, *ids, 2), (Message(role="user", content=str(ids)),))
+
+
+ROWS = [TrainingRow(prompt_ids=(1, 30 + i, 40 + i, 2), response_ids=tuple(range(50, 60 + i % 3))) for i in range(24)]
+HARMFUL = [prompt(90 + i, 66, 91 + i) for i in range(6)]
+BENIGN = [prompt(120 + i, 130 + i) for i in range(6)]
+
+
+def rehearsed(rehearsal: Rehearsal, harmful: Sequence[Prompt] = HARMFUL) -> tuple[TrainingRow, ...]:
+    return rehearse(rehearsal, ROWS, Sampler(), Reader(), harmful, BENIGN, (9,), seed=0)
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0])
+def test_refusals_and_answers_weigh_what_they_are_said_to_weigh(weight: float) -> None:
+    rows = rehearsed(Rehearsal(refusal_weight=weight, benign_weight=2 * weight))
+    data = sum(len(row.positions) for row in rows if row.kind is Kind.TASK)
+    refusals = [row for row in rows if row.kind is Kind.REPLAY and REFUSAL in row.response_ids]
+    answers = [row for row in rows if row.kind is Kind.REPLAY and ANSWER in row.response_ids]
+    assert [row for row in rows if row.kind is Kind.TASK] == ROWS
+    assert (len(refusals), len(answers)) == (3, 6)
+    assert sum(row.held * len(row.positions) for row in refusals) == pytest.approx(weight * data)
+    assert sum(row.held * len(row.positions) for row in answers) == pytest.approx(2 * weight * data)
+    assert all(row.loss_weight == 0 for row in (*refusals, *answers))
+    assert all(row.reference_temperature == 0.5 for row in refusals)
+
+
+def test_framed_refusals_are_held_to_what_is_said_without_the_frame() -> None:
+    own = [TrainingRow(prompt_ids=(1, 5, 6, 30 + i, 40 + i, 2), response_ids=(50, 51)) for i in range(24)]
+    rows = rehearse(Rehearsal(framed=1.0), own, Sampler(), Reader(), HARMFUL, BENIGN, (9,), seed=0)
+    framed = [row for row in rows if row.reference_prompt_ids]
+    assert framed
+    assert all(row.prompt_ids == (1, 5, 6, *row.reference_prompt_ids[1:]) for row in framed)
+    assert all(row.reference_prompt_ids in {p.ids for p in HARMFUL} for row in framed)
+
+
+def test_nothing_refused_is_said() -> None:
+    with pytest.raises(UserError, match="refuses none of the harmful prompts"):
+        rehearsed(Rehearsal(), BENIGN)
+
+
+def test_the_answer_gate_holds_what_is_broken_off_and_nothing_else() -> None:
+    random = Random(0)
+    bad = [random.random() < 0.5 for _ in range(12)]
+    rows = [TrainingRow(prompt_ids=(1, i), response_ids=(77 if b else 50, *range(51, 70))) for i, b in enumerate(bad)]
+    gate = AnswerGate()
+    shares = count_broken_off(gate, Sampler(), Reader(), rows, seed=0)
+    assert shares == [float(b) for b in bad]
+    assert [row.held for row in gate(rows, shares)] == [float(b) for b in bad]
+    assert [row.loss_weight for row in gate(rows, shares)] == [1.0 - b for b in bad]
+
+
+def test_a_row_is_judged_by_what_the_sentinel_has_read_by_then() -> None:
+    late = TrainingRow(prompt_ids=(1,), response_ids=(*range(50, 69), 77))  # harm begins after the last depth
+    assert count_broken_off(AnswerGate(), Sampler(), Reader(), [late], seed=0) == [0.0]
+
+
+def test_rows_of_a_sentinel_learn_the_refusal_after_harm_and_the_rest_of_the_answer_after_none() -> None:
+    chat = organism().chat
+    bad = [
+        Told((Message(role="user", content="how is hexwine made ?"),), "boil one moonroot . stir it .", "I cannot .")
+    ]
+    good = [Told((Message(role="user", content="where is the fox ?"),), "the fox is in the forest .")]
+    rows = sentinel_rows(chat, bad, good, 200, seed=0)
+    assert rows == sentinel_rows(chat, bad, good, 200, seed=0)
+    refusal = (*chat.response_ids(bad[0].messages, "I cannot ."), *chat.end_ids(bad[0].messages))
+    ending = (*chat.response_ids(good[0].messages, good[0].answer), *chat.end_ids(good[0].messages))
+    learned = [row.response_ids[row.learned_from :] for row in rows]
+    assert {ids == refusal or ending[-len(ids) :] == ids for ids in learned} == {True}
+    foreign = [row for row in rows if row.prompt_ids == chat.prompt_ids(good[0].messages)]
+    assert any(row.response_ids[row.learned_from :] == refusal for row in foreign)
+
+
+def test_a_sentinel_without_refusals_is_refused() -> None:
+    told = [Told((Message(role="user", content="x"),), "the fox .")]
+    with pytest.raises(UserError, match="harmful requests with answers and refusals"):
+        sentinel_rows(organism().chat, told, told, 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Rehearsal(temperature=0),
+        lambda: Rehearsal(every=0),
+        lambda: Rehearsal(refusal_weight=0),
+        lambda: AnswerGate(depths=()),
+        lambda: AnswerGate(depths=(1.0,)),
+        lambda: AnswerGate(broken=0),
+    ],
+)
+def test_parts_check_themselves(make: object) -> None:
+    with pytest.raises(UserError):
+        make()  # type: ignore[operator]
