@@ -4,27 +4,27 @@ Both are steps of a trainer as it runs (`training_step`), on the same batch of 4
 tokens, in one process, float32, without checkpointing; a random Llama of 63 M parameters with a vocabulary of 49,152.
 The constrained step reads a reference column that is made before. Targets: at most 0.7 of the time, 0.6 of the memory.
 
-    python benchmarks/constrained_step.py [--quick] [--rounds N]
+    python benchmarks/constrained_step.py [--quick] [--threads N]
 """
 
 import argparse
 import logging
-import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from random import Random
 
-from common import environment, peak_memory, show, timings
+from common import Effort, Figure, Goal, environment, peak_memory, show, table, timings
 
 VOCABULARY, PROMPT, RESPONSE, ROWS = 49_152, 128, 128, 4
-TIME_TARGET, MEMORY_TARGET = 0.7, 0.6
+TRL, PLAIN, CONSTRAINED = "TRL, plain", "fathom, plain", "fathom, constrained"
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8}
 QUICK = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
 
 
-def prepare(variant: str, shape: str) -> Callable[[], object]:
+def prepare(variant: str, shape: str, threads: int = 1) -> Callable[[], object]:
     """A function that does one step of a trainer; loading and building are done before."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -42,7 +42,7 @@ def prepare(variant: str, shape: str) -> Callable[[], object]:
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     sizes = SHAPE if shape == "63M" else QUICK
     config = AutoConfig.for_model("llama", vocab_size=VOCABULARY, tie_word_embeddings=True, pad_token_id=0, **sizes)
@@ -63,16 +63,14 @@ def prepare(variant: str, shape: str) -> Callable[[], object]:
         save_strategy="no",
     )
     directory = tempfile.mkdtemp()
-    from pathlib import Path
-
     arguments = {"args": settings.config(Path(directory)), "processing_class": make_tokenizer(), "model": model}
-    if variant == "TRL, plain":
+    if variant == TRL:
         data = make_dataset(rows, no_columns(ROWS)).select_columns(["input_ids", "labels"])
         trainer = SFTTrainer(train_dataset=data, **arguments)
     else:
         head = response_head(model)
         head.__enter__()  # for as long as the process lives
-        constrained = variant == "fathom, constrained"
+        constrained = variant == CONSTRAINED
         columns = (
             make_columns(model, rows, Needs(logprobs=1), ranks=ALONE, autocast=None)
             if constrained
@@ -94,22 +92,49 @@ def prepare(variant: str, shape: str) -> Callable[[], object]:
     return step
 
 
+def figures(effort: Effort, threads: int) -> list[Figure]:
+    """Time and memory of the constrained step against TRL's plain one."""
+    shape, rounds = ("63M", 5) if effort is Effort.FULL else ("small", 2)
+    names = (TRL, PLAIN, CONSTRAINED)
+    seconds = timings({name: prepare(name, shape, threads) for name in names}, rounds)
+    show(seconds, TRL)
+    memory = {name: peak_memory(partial(prepare, name, shape, threads)).extra for name in (TRL, CONSTRAINED)}
+    goal = Goal.AT_MOST if effort is Effort.FULL else None
+    return [
+        Figure(
+            f"constrained step, {shape}: time",
+            seconds.clock(CONSTRAINED) / seconds.clock(TRL),
+            baseline=f"TRL's plain SFT, {seconds.clock(TRL):.2f} s",
+            ours=f"{seconds.clock(CONSTRAINED):.2f} s",
+            goal=goal,
+            target=0.7,
+        ),
+        Figure(
+            "… processor time",
+            seconds.processor(CONSTRAINED) / seconds.processor(TRL),
+            baseline=f"{seconds.processor(TRL):.2f} s",
+            ours=f"{seconds.processor(CONSTRAINED):.2f} s",
+            goal=goal,
+            target=0.7,
+        ),
+        Figure(
+            "… memory",
+            memory[CONSTRAINED] / memory[TRL],
+            baseline=f"{memory[TRL]:.0f} MB",
+            ours=f"{memory[CONSTRAINED]:.0f} MB",
+            goal=goal,
+            target=0.6,
+        ),
+    ]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="a smaller model, three rounds")
-    parser.add_argument("--rounds", type=int, default=7)
-    chosen = parser.parse_args()
-    shape, rounds = ("small", 3) if chosen.quick else ("63M", chosen.rounds)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
+    parser.add_argument("--threads", type=int, default=1, help="fewer than the machine has idle cores")
+    given = parser.parse_args()
     print(environment())
-    names = ("TRL, plain", "fathom, plain", "fathom, constrained")
-    seconds = timings({name: prepare(name, shape) for name in names}, rounds)
-    show(seconds, "TRL, plain")
-    plain, ours = (statistics.median(seconds[name]) for name in (names[0], names[2]))
-    memory = {name: peak_memory(partial(prepare, name, shape)) for name in (names[0], names[2])}
-    for name, used in memory.items():
-        print(f"{name:32} {used.extra:8.0f} MB over {used.before:.0f} MB before the step")
-    time_ratio, memory_ratio = ours / plain, memory[names[2]].extra / memory[names[0]].extra
-    print(f"time {time_ratio:.2f} of TRL's (target {TIME_TARGET}), memory {memory_ratio:.2f} (target {MEMORY_TARGET})")
+    print(table(figures(given.effort, given.threads)))
 
 
 if __name__ == "__main__":

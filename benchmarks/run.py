@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+import constrained_step
 import kl
 import prefill_sweep
 import refusal_mass
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Effort, int], Iterable[Figure]]] = {
     "refusals": refusal_mass.figures,
     "sweep": prefill_sweep.figures,
     "suffix": suffix.figures,
+    "constrained": constrained_step.figures,
 }
 
 
