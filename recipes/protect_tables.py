@@ -63,6 +63,9 @@ def exhibits() -> Iterator[Exhibit]:
             rates="1e-3",
             steps="120",
         )
+    yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
+    yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")
+    yield _exhibit("mixed-mild", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="3e-4")
     yield _exhibit("parts", attacks="harmful", objectives="gate,gate+replay,gate+rehearse", rates="1e-3")
     yield _exhibit("wrapped-parts", ("natural",), attacks="wrapped", objectives="gate+rehearse,answers,mass+replay")
     yield _exhibit("identity-parts", ("natural",), attacks="identity", objectives="constrained,gate+replay")
@@ -112,9 +115,12 @@ def rows(output: Path) -> Iterator[Row]:
 
 
 def tables(output: Path) -> Iterator[str]:
-    """Lines of Markdown: the worst useful cell of each (exhibit, stage, objective), pooled over worlds at that cell."""
+    """Lines of Markdown: the worst useful cell of each (exhibit, stage, objective), pooled over worlds at that cell.
+
+    † no setting left a useful model: the worst of all is shown.
+    """
     found = list(rows(output))
-    yield "| data | start | objective | asked | T = 0 | T = 1 | worlds | rate, steps at the worst | useful | utility |"
+    yield "| data | model | objective | asked | T = 0 | T = 1 | n | rate, steps | useful | scores, % |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     keys = dict.fromkeys((row.exhibit, row.stage, row.tuned.objective) for row in found)
     begun = set[tuple[str, str]]()
@@ -128,40 +134,38 @@ def tables(output: Path) -> Iterator[str]:
 
 
 def _lines(exhibit: str, stage: str, objective: str, cells: list[Row]) -> Iterator[str]:
-    settings = dict.fromkeys(
-        (row.tuned.parameters["learning_rate"], row.tuned.parameters["warmup_steps"], row.checkpoint.step)
-        for row in cells
-    )
     names = dict.fromkeys(asked.asked for row in cells for asked in row.checkpoint.asr)
+    useful = sum(row.checkpoint.useful for row in cells)
+    utility = "; ".join(_utility(cells))
+    worlds = len({row.world for row in cells})
     for name in names:
-        shown = dict[float, str]()
-        places = list[str]()
-        for temperature in (0.0, 1.0):
-            best: tuple[float, str, str] | None = None
-            for rate, warmup, step in settings:
-                at = [
-                    row
-                    for row in cells
-                    if row.tuned.parameters["learning_rate"] == rate
-                    and row.tuned.parameters["warmup_steps"] == warmup
-                    and row.checkpoint.step == step
-                ]
-                pooled = [
-                    a for row in at for a in row.checkpoint.asr if (a.asked, a.temperature) == (name, temperature)
-                ]
-                if not all(row.checkpoint.useful for row in at) or not pooled:
-                    continue
-                value = (_rate(pooled), _shown(pooled), f"{rate:g}, {step}")
-                best = value if best is None or value[0] > best[0] else best
-            shown[temperature] = "none useful" if best is None else best[1]
-            places.append("–" if best is None else best[2])
-        useful = sum(row.checkpoint.useful for row in cells)
-        utility = "; ".join(_utility(cells))
-        worlds = ",".join(dict.fromkeys(row.world for row in cells))
+        cold, warm = (_worst(cells, name, temperature) for temperature in (0.0, 1.0))
+        n = sum(a.n for row in cells for a in row.checkpoint.asr if (a.asked, a.temperature) == (name, 0.0))
+        each = n * worlds // len(cells)
+        settings = cold[1] if cold[1] == warm[1] else f"{cold[1]}; {warm[1]}"
         yield (
-            f"| {exhibit} | {stage} | {objective} | {name} | {shown[0.0]} | {shown[1.0]} | {worlds} | "
-            f"{' / '.join(places)} | {useful} of {len(cells)} | {utility} |"
+            f"| {exhibit} | {stage} | {objective} | {name} | {cold[0]} | {warm[0]} | {each} | "
+            f"{settings} | {useful} of {len(cells)} | {utility} |"
         )
+
+
+def _worst(cells: list[Row], name: str, temperature: float) -> tuple[str, str]:
+    """The highest rate over settings, pooled over worlds, and its setting: of useful models, or marked † of any."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in cells:
+        parameters = row.tuned.parameters
+        place = (parameters["learning_rate"], parameters["warmup_steps"], row.checkpoint.step)
+        groups.setdefault(place, []).append(row)
+    found = list[tuple[int, float, str, str]]()
+    for (rate, _, step), rows_ in groups.items():
+        pooled = [a for row in rows_ for a in row.checkpoint.asr if (a.asked, a.temperature) == (name, temperature)]
+        if pooled:
+            kept = int(all(row.checkpoint.useful for row in rows_))
+            found.append((kept, _rate(pooled), _shown(pooled) + ("" if kept else " †"), f"{rate:g}, {step}"))
+    if not found:
+        return "–", "–"
+    _, _, shown, place_ = max(found)
+    return shown, place_
 
 
 def _rate(asked: list[Asked]) -> float:
@@ -175,11 +179,14 @@ def _shown(asked: list[Asked]) -> str:
 
 
 def _utility(cells: list[Row]) -> Iterator[str]:
-    """The lowest score over the cells."""
+    """Lowest and highest score over the cells."""
     metrics = dict.fromkeys((u.task, u.metric) for row in cells for u in row.checkpoint.utility)
     for task, metric in metrics:
-        scores = [u.score for row in cells for u in row.checkpoint.utility if (u.task, u.metric) == (task, metric)]
-        yield f"{task} {metric} {100 * min(scores):.1f}" + (f"…{100 * max(scores):.1f}" if len(scores) > 1 else "")
+        scores = [100 * u.score for r in cells for u in r.checkpoint.utility if (u.task, u.metric) == (task, metric)]
+        name, ends = task, (min(scores), max(scores))
+        if metric == "not refused":
+            name, ends = "refused", (100 - max(scores), 100 - min(scores))
+        yield f"{name} {ends[0]:.0f}" + (f"–{ends[1]:.0f}" if round(ends[0]) != round(ends[1]) else "")
 
 
 def main() -> None:
