@@ -32,8 +32,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error)) if _speaks() else MISTAKEN
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has left (`fathom audit --json | head`): nothing is wrong, and nothing more to say.
+    except (BrokenPipeError, SystemExit):
+        # The reader of a pipe has left (`fathom audit --json | head`): nothing is wrong, and nothing more to say. Inside
+        # a command typer turns that, and nothing else, into SystemExit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
