@@ -33,8 +33,8 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except (BrokenPipeError, SystemExit):
-        # The reader of a pipe has left (`fathom audit --json | head`): nothing is wrong, and nothing more to say. Inside
-        # a command typer turns that, and nothing else, into SystemExit.
+        # The reader of a pipe has left (`fathom audit --json | head`): nothing is wrong, and nothing more to say.
+        # Inside a command typer turns that, and nothing else, into SystemExit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
