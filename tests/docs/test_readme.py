@@ -75,5 +75,5 @@ def test_outputs_are_pasted() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
+        if "://" not in target and ("." in target or "/" in target):  # "[40](100)" is no link
             assert (page.parent / target).exists(), target
