@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 import constrained_step
+import decoding
 import kl
 import prefill_sweep
 import refusal_mass
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Effort, int], Iterable[Figure]]] = {
     "sweep": prefill_sweep.figures,
     "suffix": suffix.figures,
     "constrained": constrained_step.figures,
+    "decoding": decoding.figures,
 }
 
 

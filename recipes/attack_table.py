@@ -28,7 +28,7 @@ from fathom.schema import AttackRow
 from fathom.tally import percent, wilson
 
 STAGES = ("natural", "second-thoughts", "control", "deepened")
-DEPTHS = (0, 1, 3, 5, 10, 20, 40, 80)
+DEPTHS = (0, 1, 5, 20, 80)
 ATTACKS = (
     NamedAttack("insertion", {}),
     NamedAttack("own-insertion", {}),
@@ -38,7 +38,7 @@ ATTACKS = (
     NamedAttack("best-of-n", {"n": 16}),
     NamedAttack("decoding", {}),
     NamedAttack("reference-ranks", {}),
-    NamedAttack("judged-ranks", {"tokens": 96, "lookahead": 16}),
+    NamedAttack("judged-ranks", {"tokens": 64, "lookahead": 16}),
     NamedAttack("refusal-direction", {}),
 )
 NEW_TOKENS = 130
