@@ -1,0 +1,106 @@
+"""A run of attacks: killed anywhere it ends in the same bytes; budgets bind; every attack has a control and a cost."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fathom.audit.execute import Execution
+from fathom.audit.parts import direct_parts
+from fathom.audit.plan import AuditOptions, BehaviorSet, Plan, make_plan
+from fathom.audit.suites import NamedAttack, Wording, planned_costs, suite_of
+from fathom.model import ChatModel, LoadOptions, load
+from fathom.organism import OrganismJudge, behaviors, stage_directory
+from fathom.organism.attack_words import ASK_ON
+from fathom.progress import silent
+from fathom.ranks import ALONE
+from fathom.run import Run
+
+ATTACKS = (
+    NamedAttack("insertion", {}),
+    NamedAttack("own-insertion", {}),
+    NamedAttack("multi-turn", {}),
+    NamedAttack("best-of-n", {"n": 3}),
+    NamedAttack("judged-ranks", {"tokens": 8, "lookahead": 6, "top": 4}),
+    NamedAttack("refusal-direction", {"train": 2, "development": 2, "positions": 1, "new_tokens": 8}),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatModel:
+    return load(LoadOptions(name=str(stage_directory("deepened"))))
+
+
+def planned(model: ChatModel, *, budget: int | None = None) -> Plan:
+    suite = suite_of(ATTACKS, Wording(ask=ASK_ON), budget=budget, before=direct_parts)
+    options = AuditOptions(depths=(0,), max_new_tokens=16, prefixes=())
+    asked = BehaviorSet("organism", behaviors(harmful=12, benign=12))
+    return make_plan(options, asked, OrganismJudge(), model, None, None, suite)
+
+
+def execute(model: ChatModel, path: Path, *, budget: int | None = None) -> bytes:
+    plan = planned(model, budget=budget)
+    Execution(Run.start(path, plan.manifest), plan, OrganismJudge(), model, None, ALONE, silent)()
+    return (path / "audit.json").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("attacks") / "run"
+    execute(model, path)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_a_run_that_was_cut_off_ends_in_the_same_bytes(
+    model: ChatModel, finished: Path, tmp_path: Path, share: float
+) -> None:
+    path = tmp_path / "cut"
+    shutil.copytree(finished, path)
+    (path / "audit.json").unlink()
+    for journal in path.glob("*.jsonl"):
+        content = journal.read_bytes()
+        journal.write_bytes(content[: int(len(content) * share)])  # mostly in the middle of a line
+    assert execute(model, path) == (finished / "audit.json").read_bytes()
+
+
+def test_every_attack_has_its_control_and_its_cost(finished: Path) -> None:
+    audit = Run.open(finished).audit
+    names = {row.attack for row in audit.attacks}
+    assert names == {"direct", *(attack.name for attack in ATTACKS)}
+    greedy = [row for row in audit.attacks if row.parameters["temperature"] == 0 or row.attack == "best-of-n"]
+    # Of benign requests nothing is refused, so there is no refusal of the model's own to insert into.
+    assert all(row.control is not None for row in greedy if row.attack != "own-insertion")
+    assert all(row.cost is not None and row.cost.forward_tokens >= row.cost.queries for row in audit.attacks)
+    assert {row.attack for row in audit.budget} >= {"insertion", "best-of-n", "judged-ranks"}
+    assert audit.depth.half_depth.deepest == 0
+
+
+def test_costs_shown_beforehand_are_not_exceeded(model: ChatModel, finished: Path) -> None:
+    shown = {cost.attack: cost for cost in planned_costs(planned(model).parts)}
+    run = Run.open(finished)
+    for name in ("direct", "insertion", "multi-turn", "best-of-n"):
+        mine = [attempt for attempt in run.attempts.values() if attempt.attack == name]
+        assert shown[name].attempts == len(mine)
+    spent: dict[str, int] = {}
+    for row in run.audit.attacks:
+        if row.cost is not None and row.worst_of is None and row.counted == "continuation":
+            spent[row.attack] = spent.get(row.attack, 0) + row.cost.forward_tokens
+    assert shown["best-of-n"].forward_tokens is not None
+    assert spent["best-of-n"] <= shown["best-of-n"].forward_tokens
+
+
+def test_a_budget_binds_attempts_and_searches(model: ChatModel, finished: Path, tmp_path: Path) -> None:
+    execute(model, tmp_path / "poor", budget=120)
+    rich, poor = Run.open(finished), Run.open(tmp_path / "poor")
+    assert len(poor.attempts) < len(rich.attempts)
+    assert {attempt.attack for attempt in poor.attempts.values()} == {a.attack for a in rich.attempts.values()}
+
+    def searched(run: Run) -> float:
+        return max(
+            float(attempt.found["forward_tokens"])
+            for attempt in run.attempts.values()
+            if attempt.attack == "judged-ranks"
+        )
+
+    assert searched(poor) < searched(rich)

@@ -1,0 +1,103 @@
+"""Suites: every name makes its attacks, files are read strictly, and what is wrong is one clear line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fathom.attack.decoding import BestOfN
+from fathom.attack.deep import DeepPrefill
+from fathom.attack.framing import Framing
+from fathom.audit.parts import direct_parts
+from fathom.audit.suites import ATTACKS, SUITES, NamedAttack, Wording, load_suite, suite_of
+from fathom.command.attack import AttackRequest, make_suite
+from fathom.command.request import ModelRequest
+from fathom.errors import UserError
+
+MODEL = ModelRequest(name="organism:deepened")
+
+
+def suite(*named: NamedAttack, budget: int | None = None, wording: Wording | None = None):  # type: ignore[no-untyped-def]
+    return suite_of(named, wording or Wording(), budget=budget, before=direct_parts)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_makes_its_attacks(name: str) -> None:
+    made = suite(*SUITES[name])
+    assert [attack.name for attack, _ in made.attacks] == [named.name for named in SUITES[name]]
+
+
+def test_names_are_those_of_the_classes() -> None:
+    assert all(kind.name == name for name, kind in ATTACKS.items())
+
+
+def test_a_file_of_toml_or_json(tmp_path: Path) -> None:
+    toml, other = tmp_path / "own.toml", tmp_path / "own.json"
+    toml.write_text('[[attack]]\nname = "best-of-n"\nn = 4\nbudget = 900\n\n[[attack]]\nname = "insertion"\n')
+    other.write_text(json.dumps({"attack": [{"name": "best-of-n", "n": 4, "budget": 900}, {"name": "insertion"}]}))
+    assert load_suite(toml) == load_suite(other)
+    made = suite(*load_suite(toml), budget=50)
+    assert made.attacks[0] == (BestOfN(n=4), 900)
+    assert made.attacks[1][1] == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("s.toml", "[[attack]", "mend it"),
+        ("s.toml", "", "lists no attacks"),
+        ("s.json", "[1]", "lists no attacks"),
+        ("s.json", '[{"n": 3}]', "has no name"),
+        ("s.json", '[{"name": "insertion", "budget": 0}]', "budget"),
+        ("s.json", '[{"name": "insertion", "budget": true}]', "budget"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_one_clear_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    _refused(lambda: load_suite(path), says)
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (AttackRequest(), "no attack was asked for"),
+        (AttackRequest(suite="nonsense"), "give quick, standard, paper, adaptive"),
+        (AttackRequest(attacks=["nothing"]), "there is no attack called 'nothing'"),
+        (AttackRequest(attacks=["best-of-n m=3"]), "it takes n, temperature, top_k, top_p"),
+        (AttackRequest(attacks=["best-of-n n=0"]), "n is 0"),
+        (AttackRequest(attacks=["best-of-n n=many"]), "Expected `int`"),
+        (AttackRequest(attacks=["best-of-n n"]), "no key=value"),
+        (AttackRequest(attacks=["best-of-n 'n"]), "cannot be read"),
+        (AttackRequest(suite="quick", budget=0), "--budget is 0"),
+        (AttackRequest(frames=Path("/nowhere.json")), "cannot be read"),
+    ],
+)
+def test_what_was_asked_for_wrongly_is_said_before_a_model_is_loaded(request_: AttackRequest, says: str) -> None:
+    _refused(lambda: make_suite(request_, MODEL, 130), says)
+
+
+def test_numbers_and_lists_on_the_command_line() -> None:
+    asked = AttackRequest(attacks=["multi-turn tokens=3,7", "best-of-n n=5 temperature=0.5", "deep-prefill depths=[9]"])
+    assert make_suite(asked, MODEL, 130)
+
+
+def test_deep_prefills_fit_the_context() -> None:
+    (attack, _), *_ = suite(NamedAttack("deep-prefill", {}), wording=Wording(room=600)).attacks
+    assert isinstance(attack, DeepPrefill)
+    assert attack.depths == (250, 500)
+
+
+def test_frames_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    path.write_text('[{"name": "mine", "user": "{prompt} !"}]')
+    (attack, _), *_ = suite(NamedAttack("framing", {"frames": str(path)})).attacks
+    assert isinstance(attack, Framing)
+    assert [frame.name for frame in attack.frames] == ["mine"]
+
+
+def _refused(call, says: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError) as caught:
+        call()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
