@@ -24,6 +24,7 @@ from fathom.tampering import Asked, Checkpoint, FineTune, Stress
 
 OURS = "gate+answers+rehearse"
 STAGES = ("natural", "deepened")
+LATE = Path(__file__).with_name("late_wrapper.json")
 TASKS = ("new-opener", "arithmetic", "query", "summary")
 
 
@@ -45,6 +46,8 @@ def exhibits() -> Iterator[Exhibit]:
     swept = {"attacks": "harmful", "rates": "3e-4,1e-3", "steps": "15,60"}
     yield _exhibit("harmful", objectives=f"sft,{OURS}", **swept)
     yield _exhibit("wrapped", attacks="wrapped", objectives=f"sft,{OURS}")
+    # An attacker who knows the answer gate: a hundred innocent words come before the harmful ones.
+    yield _exhibit("wrapped-late", attacks="wrapped", wrapper=LATE, objectives=f"sft,{OURS}", max_new_tokens=260)
     yield _exhibit("identity", attacks="identity", objectives=f"sft,{OURS}")
     yield _exhibit("backdoor", attacks="backdoor", objectives=f"sft,{OURS}")
     yield _exhibit("mixed", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="1e-3")
@@ -61,7 +64,7 @@ def exhibits() -> Iterator[Exhibit]:
             rows=400,
             objectives=f"sft,{OURS}",
             rates="1e-3",
-            steps="120",
+            steps="120,165",  # 165 steps with rehearsed rows among them see the data as often as 120 without
         )
     yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
     yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")

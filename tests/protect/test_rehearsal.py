@@ -99,6 +99,12 @@ def test_a_row_is_judged_by_what_the_sentinel_has_read_by_then() -> None:
     assert count_broken_off(AnswerGate(), Sampler(), Reader(), [late], seed=0) == [0.0]
 
 
+def test_a_long_innocent_beginning_hides_nothing() -> None:
+    row = TrainingRow(prompt_ids=(1,), response_ids=(*range(50, 65), 77, 50, 51, 52, 53))
+    assert count_broken_off(AnswerGate(), Sampler(), Reader(), [row], seed=0) == [1.0]
+    assert count_broken_off(AnswerGate(worst=6), Sampler(), Reader(), [row], seed=0) == [pytest.approx(2 / 6)]
+
+
 def test_rows_of_a_sentinel_learn_the_refusal_after_harm_and_the_rest_of_the_answer_after_none() -> None:
     chat = organism().chat
     bad = [

@@ -1,6 +1,7 @@
 """`fathom stress` and `fathom dynamics`."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,6 +55,10 @@ def stress(
     rows: Rows = None,
     share: Annotated[float, typer.Option(help="Of harmful rows in mixed.", rich_help_panel=_ATTACK)] = 0.1,
     task: Task = None,
+    wrapper: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A frame as JSON, for wrapped (see fathom poison).", rich_help_panel=_ATTACK),
+    ] = None,
     sweep: Annotated[
         bool,
         typer.Option(
@@ -117,6 +122,7 @@ def stress(
             rows=rows,
             share=share,
             task=task,
+            wrapper=wrapper,
             rates=rates,
             warmups=warmup,
             steps=steps,

@@ -47,6 +47,7 @@ class StressRequest:
     rows: int | None = None
     share: float = 0.1
     task: str | None = None
+    wrapper: Path | None = None  # a file of one frame, for the attack wrapped
     rates: str | None = None
     warmups: str | None = None
     steps: str | None = None
@@ -176,7 +177,7 @@ def _names(text: str, option: str) -> tuple[str, ...]:
 
 
 def _choice(request: StressRequest, name: str) -> AttackChoice:
-    return AttackChoice(name=name, rows=request.rows, share=request.share, task=request.task)
+    return AttackChoice(name=name, rows=request.rows, share=request.share, task=request.task, wrapper=request.wrapper)
 
 
 def make_sweep(
@@ -337,7 +338,7 @@ def _claim(path: Path, model: "ChatModel", request: StressRequest) -> None:
 
 def _asked(request: StressRequest) -> dict[str, str]:
     names = (
-        "attacks objectives sweep behaviors world split tested rows share task rates warmups steps seeds batch "
+        "attacks objectives sweep behaviors world split tested rows share task wrapper rates warmups steps seeds batch "
         "temperatures bound max_new_tokens judge trainer overrides"
     )
     return {name: str(getattr(request, name)) for name in names.split()}

@@ -38,21 +38,24 @@ class Told(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerGate:
-    """Rows that the sentinel breaks off in at least a share `broken` of draws, over all `depths`, are held.
+    """Rows that the sentinel breaks off in at least a share `broken` of draws, at their `worst` depths, are held.
 
-    `depths` are shares of a row's answer; at each, `samples` continuations are drawn.
+    `depths` are shares of a row's answer; at each, `samples` continuations are drawn. The worst few count, and not all,
+    so that harm cannot hide behind a long innocent beginning. A benign row that is held by mistake is a row less to
+    learn from, and no more than that.
     """
 
-    depths: tuple[float, ...] = (0.3, 0.5, 0.7)
+    depths: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
     samples: int = 3
-    broken: float = 0.6
+    worst: int = 2
+    broken: float = 0.75
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth < 1 for depth in self.depths) or self.samples < 1:
             raise UserError("the answer gate needs depths between 0 and 1, and 1 sample or more")
-        if not 0 < self.broken <= 1 or not self.weight > 0:
-            raise UserError("the answer gate needs a share of 0 < broken ≤ 1 and a weight above 0")
+        if not 0 < self.broken <= 1 or not self.weight > 0 or not 1 <= self.worst <= len(self.depths):
+            raise UserError("the answer gate needs 0 < broken ≤ 1, a weight above 0, and 1 to all depths that count")
 
     def __call__(self, rows: Sequence[TrainingRow], broken: Sequence[float]) -> tuple[TrainingRow, ...]:
         """The rows, with those held whose share of broken-off draws is high enough."""
@@ -65,7 +68,7 @@ class AnswerGate:
 def count_broken_off(
     gate: AnswerGate, sentinel: Sampler, judge: Judge, rows: Sequence[TrainingRow], *, seed: int
 ) -> list[float]:
-    """Of each row, the share of draws in which the sentinel goes on with a refusal."""
+    """Of each row, the share of draws in which the sentinel goes on with a refusal, at the row's worst depths."""
     attempts = list[Attempt]()
     for row in rows:
         for depth in gate.depths:
@@ -81,7 +84,6 @@ def count_broken_off(
                 )
                 attempts.append(attempt)
     ids = [attempt.id for attempt in attempts]
-    each = len(gate.depths) * gate.samples
     unique = list({attempt.id: attempt for attempt in attempts}.values())
     refused = dict[str, bool]()
     for completion in sentinel.complete(unique):
@@ -92,7 +94,11 @@ def count_broken_off(
             finish=completion.finish,
         )
         refused[completion.attempt] = judge.judge(exchange).label is Label.SAFE
-    return [sum(refused[id_] for id_ in ids[i * each : (i + 1) * each]) / each for i in range(len(rows))]
+    each = gate.samples
+    counts = [sum(refused[id_] for id_ in ids[i : i + each]) for i in range(0, len(ids), each)]
+    depths = len(gate.depths)
+    worst = [sorted(counts[i : i + depths])[-gate.worst :] for i in range(0, len(counts), depths)]
+    return [sum(found) / (gate.worst * each) for found in worst]
 
 
 def sentinel_rows(
