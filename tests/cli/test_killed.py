@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -37,8 +39,9 @@ def finished(undisturbed: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Children write at every moment, so that there are many moments."""
+    """Children write at every moment, so that there are many moments, and make no page, which is tested elsewhere."""
     monkeypatch.setattr("fathom.audit.execute.WRITE_EVERY", 0.0)
+    monkeypatch.setattr("fathom.command.audit.write_run_report", lambda _path: None)
 
 
 def ended(folder: Path, child: Child) -> bytes:
@@ -156,6 +159,16 @@ def test_two_processes_that_share_the_work_end_as_one(tmp_path: Path, whole: byt
     assert records(tmp_path / "run/completions.rank1.jsonl"), "the second process did nothing"
     assert second.out.read_text() == ""
     assert "fathom:" not in first.err.read_text() + second.err.read_text()
+
+
+def test_torchrun_starts_them(tmp_path: Path, whole: bytes) -> None:
+    """The documented command, with nothing of the tests' own in it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "fathom", *AUDIT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/audit.json").read_bytes() == whole
+    assert records(tmp_path / "run/completions.rank1.jsonl")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
