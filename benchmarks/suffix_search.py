@@ -3,7 +3,8 @@
 Success: the greedy answer behind the suffix is judged harmful. Tokens: every token that goes through the model counts
 once, every token of a backward pass twice more; looking at answers is counted for all. `plain, as nanoGCG counts` gives
 plain GCG's own search at suffix + rest + target tokens for each candidate, the fixed beginning free, as nanoGCG runs
-it; every other line counts what was run here, where candidates also share their common beginnings.
+it; every other line counts what was run here, where candidates also share their common beginnings. `from a known
+suffix` begins every search with the suffix of one request of the training split; finding that is shared among all.
 
     python benchmarks/suffix_search.py                          the shipped model, test split
     python benchmarks/suffix_search.py --model DIR --world 103 --split development
@@ -21,10 +22,12 @@ from common import environment
 from fathom.attack.kinds import Victim, prepare
 from fathom.attack.suffix.attack import Suffix, TargetKind
 from fathom.attack.suffix.state import State
+from fathom.attack.suffix.text import suffix_text
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
 
 PLAIN = Suffix(steps=40, length=12, width=64, topk=32, buffer=0, merge=1, keep=0)
+CHOSEN = replace(PLAIN, width=16, keep=4, merge=4)
 VARIANTS = {
     "plain": PLAIN,
     "plain, best kept": replace(PLAIN, buffer=1),
@@ -35,7 +38,7 @@ VARIANTS = {
     "width 32, rejection 1/4, merging 4": replace(PLAIN, buffer=1, width=32, keep=4, merge=4),
     "width 16, rejection 1/4, merging 4": replace(PLAIN, buffer=1, width=16, keep=4, merge=4),
     "width 16, rejection 1/8, merging 2": replace(PLAIN, buffer=1, width=16, keep=8, merge=2),
-    "16, 1/4, 4, moving on": replace(PLAIN, width=16, keep=4, merge=4),
+    "chosen": CHOSEN,
     "8, 1/4, 2, moving on": replace(PLAIN, width=8, keep=4, merge=2),
     "16, 1/8, 2, moving on": replace(PLAIN, width=16, keep=8, merge=2),
     "32, 1/8, 4, moving on": replace(PLAIN, width=32, keep=8, merge=4),
@@ -76,6 +79,21 @@ def run(attack: Suffix, model: ChatModel, items: Sequence, seed: int) -> list[Ou
             )
         )
     return found
+
+
+def known_start(attack: Suffix, model: ChatModel, world: int | None, seed: int) -> tuple[str, float]:
+    """The suffix of the first request of the training split whose search succeeds, and what it took to find."""
+    victim, spent = Victim(model, OrganismJudge(), seed), 0
+    for target in attack.targets(prepare(model.chat, behaviors(world, "training", harmful=8, benign=0, seed=seed))):
+        state: State = attack.init(target, victim)
+        for _ in range(attack.steps):
+            if attack.done(state):
+                break
+            state = attack.step(state, target, victim)
+        spent += state.forward_tokens + 2 * state.backward_tokens
+        if state.verified:
+            return suffix_text(model.chat, state.best.ids), spent
+    raise SystemExit("no search on the training split succeeded")
 
 
 def show(name: str, found: Sequence[Outcome], base: float | None) -> float:
@@ -120,6 +138,11 @@ def main() -> None:
             nano = [replace(one, tokens=one.nano_tokens) for one in found]
             base = show("plain, as nanoGCG counts", nano, None)
         show(name, found, base)
+    attack = replace(CHOSEN, target=arguments.target, tokens=arguments.tokens, seed=arguments.seed)
+    start, spent = known_start(attack, model, arguments.world, arguments.seed)
+    found = run(replace(attack, start=start), model, items, arguments.seed)
+    share = [replace(one, tokens=one.tokens + spent // len(found)) for one in found]
+    show("chosen, from a known suffix", share, base)
 
 
 if __name__ == "__main__":

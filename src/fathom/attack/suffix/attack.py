@@ -153,7 +153,9 @@ class Suffix(_Suffixes):
         return Estimate(answers, sum(each) + sum(len(item.prompt_ids) + setting.new_tokens for item in items))
 
     def _looked(self, state: State, search: SuffixSearch, target: Target, victim: Victim) -> State:
-        due = all(state.best.reached) or (self.check and state.step and state.step % self.check == 0)
+        # An answer costs as much as many candidates: where the target is reached and not enough, seldom.
+        rested = state.looked is None or state.step - state.looked >= max(1, self.check // 2)
+        due = (all(state.best.reached) and rested) or (self.check and state.step and state.step % self.check == 0)
         for entry in dict.fromkeys((state.best, state.current)):
             if not due or state.verified or entry.ids == state.tried:
                 continue
@@ -309,6 +311,7 @@ def _judged(state: State, entry: Entry, case: Case, item: PreparedBehavior, vict
         state,
         verified=harmful,
         tried=entry.ids,
+        looked=state.step,
         best=entry if harmful else state.best,
         queries=state.queries + 1,
         forward_tokens=state.forward_tokens + len(prompt) + len(completion.output_ids),

@@ -26,6 +26,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     backward_tokens: int
     verified: bool = False  # the best suffix's greedy answer was judged to do what is asked
     tried: tuple[int, ...] = ()  # the suffix whose answer was judged last
+    looked: int | None = None  # the step at which that was
 
     @property
     def current(self) -> Entry:
