@@ -9,13 +9,14 @@ makes of a seed, and of batches, is its own affair: greedy completions of the sa
 import http.client
 import json
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -70,6 +71,11 @@ class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
+class _Outcome(NamedTuple):
+    row: Row
+    error: BaseException | None
+
+
 @dataclass(frozen=True, eq=False)
 class EndpointEngine:
     """Completes attempts on a server. `width` requests are in flight at once; each is tried `tries` times.
@@ -96,21 +102,36 @@ class EndpointEngine:
         return self._complete(make_rows(attempts))
 
     def _complete(self, rows: list[Row]) -> Iterator[Completion]:
-        pool = ThreadPoolExecutor(self.width, thread_name_prefix="endpoint")
-        waiting = iter(rows)
-        flying: dict[Future[None], Row] = {}
-        try:
-            while True:
-                while len(flying) < self.width and (row := next(waiting, None)) is not None:
-                    flying[pool.submit(self._run, row)] = row
-                if not flying:
+        """Daemon threads, so that Ctrl-C does not wait for a server that does not answer."""
+        waiting: SimpleQueue[Row] = SimpleQueue()
+        outcomes: SimpleQueue[_Outcome] = SimpleQueue()
+        stopped = threading.Event()
+        for row in rows:
+            waiting.put(row)
+
+        def work() -> None:
+            while not stopped.is_set():
+                try:
+                    row = waiting.get_nowait()
+                except Empty:
                     return
-                for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                    row = flying.pop(future)
-                    future.result()
-                    yield from self._completions(row)
+                try:
+                    self._run(row)
+                except BaseException as error:  # raised again where the completions are awaited
+                    outcomes.put(_Outcome(row, error))
+                else:
+                    outcomes.put(_Outcome(row, None))
+
+        for _ in range(min(self.width, len(rows))):
+            threading.Thread(target=work, name="endpoint", daemon=True).start()
+        try:
+            for _ in rows:
+                outcome = outcomes.get()
+                if outcome.error is not None:
+                    raise outcome.error
+                yield from self._completions(outcome.row)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            stopped.set()
 
     def _run(self, row: Row) -> None:
         answer = self._ask("completions", _request(row, self.model), _Answer)
