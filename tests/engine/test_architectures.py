@@ -1,13 +1,15 @@
 """Every architecture writes, token for token, what `generate` writes for one row alone."""
 
 import dataclasses
+import os
 import random
+from pathlib import Path
 
 import pytest
 from attempts import attempt, byte_tokenizer, check_against_generate, family_template, tiny_chat
 
 from fathom.chat import ChatFormat
-from fathom.model import ChatModel
+from fathom.model import ChatModel, LoadOptions, load
 from fathom.records import Attempt, Message
 from tiny_models import random_ids
 
@@ -25,6 +27,7 @@ SHARED += ["cohere", "granite", "phi"]
 # capped scores, positions inside the scores, no attention at all
 UNSHARED = ["gemma2", "bloom", "mamba"]
 
+STORIES = Path(os.environ.get("FATHOM_SHARED", Path(__file__).parents[3] / "shared")) / "models" / "stories260k"
 QUESTIONS = ("hi", "How tall is the old oak by the mill?", "Name a river.")
 ANSWER = "Sure, the one by the mill is about twenty metres."
 
@@ -117,6 +120,22 @@ def naive_greedy(model: ChatModel, each: Attempt) -> tuple[int, ...]:
     from attempts import naive
 
     return naive(model, each)[0]
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the pretrained model of the project's shared files is not here")
+def test_trained_weights_with_a_template_given(tmp_path: Path) -> None:
+    """Weights that others trained, without a template of their own; ids, text and finish are those of `generate`."""
+    template = tmp_path / "story.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
+    model = load(LoadOptions(name=str(STORIES), chat_template=template, device="cpu"))
+    asked = [(Message("user", text),) for text in ("Once upon a time, there was a girl.", "Tom had a red ball.")]
+    attempts = []
+    for messages in asked:
+        prompt, answer = model.chat.prompt_ids(messages), model.chat.response_ids(messages, "She liked to play in the")
+        attempts += [attempt(prompt, answer[:depth], max_new_tokens=24) for depth in (0, 2, len(answer))]
+    complaints: list[str] = []
+    check_against_generate(model, attempts, notify=complaints.append)
+    assert not complaints
 
 
 def _long(family: str) -> dict[str, object]:
