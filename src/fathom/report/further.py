@@ -116,7 +116,7 @@ def row_name(row: AttackRow) -> str:
 
 
 def spent(row: AttackRow) -> tuple[str, str]:
-    """Queries and forward tokens for each success; a dash where the cost is not known, what was spent where none came."""
+    """Queries and forward tokens for each success; a dash where the cost is unknown, what was spent where none came."""
     if row.cost is None:
         return "–", "–"
     if row.harmful == 0:
