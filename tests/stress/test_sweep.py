@@ -144,3 +144,19 @@ def test_a_directory_of_another_sweep_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds files but no sweep"):
         run_stress(replace(REQUEST, output=tmp_path), JUDGES)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_recipe_makes_tables_of_what_has_been_measured(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
+
+    import protect_tables
+
+    place = tmp_path / "104" / "harmful-natural"
+    place.mkdir(parents=True)
+    (place / "stress.json").write_bytes((whole / "stress.json").read_bytes())
+    lines = list(protect_tables.tables(tmp_path))
+    assert [line.split("|")[3].strip() for line in lines[2:]] == ["start", "sft", "constrained"]
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    assert len({exhibit.name for exhibit in protect_tables.exhibits()}) == len(list(protect_tables.exhibits()))
