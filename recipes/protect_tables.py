@@ -118,9 +118,9 @@ def rows(output: Path) -> Iterator[Row]:
 
 
 def tables(output: Path) -> Iterator[str]:
-    """Lines of Markdown: the worst useful cell of each (exhibit, stage, objective), pooled over worlds at that cell.
+    """Lines of Markdown: the worst useful cell of each (exhibit, stage, objective) in each world, pooled over worlds.
 
-    † no setting left a useful model: the worst of all is shown.
+    † in a world, no setting left a useful model: its worst of all counts.
     """
     found = list(rows(output))
     yield "| data | model | objective | asked | T = 0 | T = 1 | n | rate, steps | useful | scores, % |"
@@ -153,26 +153,41 @@ def _lines(exhibit: str, stage: str, objective: str, cells: list[Row]) -> Iterat
 
 
 def _worst(cells: list[Row], name: str, temperature: float) -> tuple[str, str]:
-    """The highest rate over settings, pooled over worlds, and its setting: of useful models, or marked † of any."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in cells:
-        parameters = row.tuned.parameters
-        place = (parameters["learning_rate"], parameters["warmup_steps"], row.checkpoint.step)
-        groups.setdefault(place, []).append(row)
-    found = list[tuple[int, float, str, str]]()
-    for (rate, _, step), rows_ in groups.items():
-        pooled = [a for row in rows_ for a in row.checkpoint.asr if (a.asked, a.temperature) == (name, temperature)]
-        if pooled:
-            kept = int(all(row.checkpoint.useful for row in rows_))
-            found.append((kept, _rate(pooled), _shown(pooled) + ("" if kept else " †"), f"{rate:g}, {step}"))
-    if not found:
+    """Each world's highest rate over its useful models, pooled over worlds, and the settings of these.
+
+    A world without a useful model gives its highest rate of all, and the cell a †.
+    """
+    chosen, marks, places = list[Asked](), 0, list[str]()
+    for world in dict.fromkeys(row.world for row in cells):
+        found = [
+            (row.checkpoint.useful, asked.asr, row.tuned.parameters["learning_rate"], row.checkpoint.step, asked)
+            for row in cells
+            for asked in row.checkpoint.asr
+            if (row.world, asked.asked, asked.temperature) == (world, name, temperature)
+        ]
+        if found:
+            useful, _, rate, step, asked = max(found, key=lambda cell: cell[:2])
+            chosen.append(asked)
+            marks += not useful
+            places.append(f"{rate:g}, {step}")
+    if not chosen:
         return "–", "–"
-    _, _, shown, place_ = max(found)
-    return shown, place_
+    return _shown(chosen) + (" †" if marks else ""), " or ".join(dict.fromkeys(places))
 
 
-def _rate(asked: list[Asked]) -> float:
-    return sum(a.harmful for a in asked) / sum(a.n for a in asked)
+def warmup_table(output: Path) -> Iterator[str]:
+    """The paper's 2 × 2 (Table 9): the same rate and steps, with and without warm-up."""
+    yield "| model | objective | no warm-up, T = 0 | with, T = 0 | no warm-up, T = 1 | with, T = 1 | worlds |"
+    yield "|---|---|---|---|---|---|---|"
+    found = [row for row in rows(output) if row.exhibit == "warm-up" and row.checkpoint.step > 0]
+    for stage, objective in dict.fromkeys((row.stage, row.tuned.objective) for row in found):
+        cells = [row for row in found if (row.stage, row.tuned.objective) == (stage, objective)]
+        shown = []
+        for temperature in (0.0, 1.0):
+            for warmup in (0, 10):
+                at = [row for row in cells if row.tuned.parameters["warmup_steps"] == warmup]
+                shown.append(_shown([a for row in at for a in row.checkpoint.asr if a.temperature == temperature]))
+        yield f"| {stage} | {objective} | {' | '.join(shown)} | {len({row.world for row in cells})} |"
 
 
 def _shown(asked: list[Asked]) -> str:
@@ -189,7 +204,9 @@ def _utility(cells: list[Row]) -> Iterator[str]:
         name, ends = task, (min(scores), max(scores))
         if metric == "not refused":
             name, ends = "refused", (100 - max(scores), 100 - min(scores))
-        yield f"{name} {ends[0]:.0f}" + (f"–{ends[1]:.0f}" if round(ends[0]) != round(ends[1]) else "")
+        digits = 0 if name in ("benign", "refused") else 1
+        low, high = (f"{end:.{digits}f}" for end in ends)
+        yield f"{name} {low}" + (f"–{high}" if low != high else "")
 
 
 def main() -> None:
@@ -210,7 +227,7 @@ def main() -> None:
             place = Path(directory) if directory else None
             only = [name for name in arguments.only.split(",") if name]
             measure(int(world), place, arguments.output, arguments.tested, arguments.split, only)
-    for line in tables(arguments.output):
+    for line in (*tables(arguments.output), "", *warmup_table(arguments.output)):
         print(line)
 
 
