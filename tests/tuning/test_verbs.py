@@ -74,6 +74,24 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
     assert (out / "model.safetensors").read_bytes() == before
 
 
+def test_finetune_asks_a_sentinel_where_it_is_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fathom.command import finetune
+    from fathom.stress import sentinel
+
+    monkeypatch.setattr(sentinel, "_LEGS", ((2, 1e-4),))
+    monkeypatch.setattr(finetune, "ORGANISM_HARMFUL", 16)
+    monkeypatch.setattr(finetune, "ORGANISM_BENIGN", 16)
+    out, rows = tmp_path / "model", data(tmp_path / "data.jsonl", 8)
+    command = ["finetune", "organism:natural", "--data", str(rows), "-o", str(out), "--no-audit"]
+    assert run([*command, "--set", "max_steps=1"]) == 0
+    manifest = json.loads((out / "fathom" / "manifest.json").read_text())
+    assert manifest["configuration"]["objective"] == "gate+answers+rehearse"  # the organism's default
+    found = read_rows(out / "fathom" / "rows.jsonl")
+    assert [row.kind for row in found].count(Kind.TASK) == 16
+    assert len(found) > 16  # what is rehearsed
+    assert (out / "fathom" / "sentinel.pt").is_file()
+
+
 def organism_messages(text: str):  # type: ignore[no-untyped-def]
     from fathom.records import Message
 
