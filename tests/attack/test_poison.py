@@ -1,6 +1,8 @@
 """Laws of fine-tuning attacks' data: shares and kinds are exact, frames change what they say and nothing else."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -16,11 +18,15 @@ from fathom.attack.poison import (
     HarmfulExamples,
     IdentityShift,
     Mixed,
+    PoisonRow,
     RowKind,
     Wrapped,
 )
+from fathom.command.poison import AttackChoice, PoisonRequest, run_poison, sides
 from fathom.errors import UserError
-from fathom.records import Behavior, Message
+from fathom.organism.tokenizer import vocabulary_ids
+from fathom.records import Behavior, Message, decode_line
+from fathom.tuning.examples import load_examples
 
 
 def _behavior(number: int, *, harmful: bool) -> Behavior:
@@ -134,3 +140,40 @@ def test_what_rows_cannot_be_made_of_is_said(
 def test_a_share_outside_its_range_is_refused(share: float) -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
         Mixed(share)
+
+
+@pytest.mark.parametrize("name", ["harmful", "identity", "backdoor", "benign", "mixed", "wrapped"])
+def test_what_is_written_is_what_a_trainer_reads_in_words_that_the_organism_knows(name: str, tmp_path: Path) -> None:
+    manifest = run_poison(PoisonRequest(attack=AttackChoice(name=name, rows=6), output=tmp_path / "data"))
+    examples = load_examples(tmp_path / "data" / "data.jsonl")
+    rows = [decode_line(line, PoisonRow) for line in (tmp_path / "data" / "rows.jsonl").read_bytes().splitlines()]
+    assert len(examples) == len(rows) == manifest.rows == sum(manifest.kinds.values())
+    for example, row in zip(examples, rows, strict=True):
+        assert (example.messages, example.response) == (row.prompt, row.completion[0].content)
+        vocabulary_ids().encode(f"{row.prompt[-1].content} {row.completion[0].content}")  # no word is unknown
+    with pytest.raises(UserError, match="not empty"):
+        run_poison(PoisonRequest(attack=AttackChoice(name=name, rows=6), output=tmp_path / "data"))
+
+
+def test_a_file_is_divided_so_that_no_behavior_is_on_two_sides(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"prompt": f"q{i}", "harmful_response": f"a{i}", "refusal": "no", "harmful": i % 2 == 0})
+        for i in range(30)
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    found = sides(str(tmp_path / "b.jsonl"))
+    ids = [behavior.id for part in (found.attacker, found.defender, found.test) for behavior in part]
+    assert len(ids) == len(set(ids)) == 30
+    assert sum(behavior.harmful for behavior in found.test) == 5
+    (tmp_path / "few.jsonl").write_text("\n".join(lines[:3]))
+    with pytest.raises(UserError, match="has 2 harmful behaviors"):
+        sides(str(tmp_path / "few.jsonl"))
+
+
+@pytest.mark.parametrize("content", ["{", '{"nme": "x"}', "[]", '{"name": 3}'])
+def test_a_file_that_is_no_frame_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "frame.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"frame\.json is no frame"):
+        run_poison(PoisonRequest(attack=AttackChoice(name="wrapped", wrapper=path), output=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
