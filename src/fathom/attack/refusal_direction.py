@@ -11,6 +11,7 @@ are counted by the judge in answers, not by the odds of refusal tokens; ties go 
 added.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class RefusalDirection:
     kl: float = 0.1
     name: ClassVar[str] = "refusal-direction"
     state: ClassVar[type[DirectionSearch]] = DirectionSearch
+    steps: ClassVar[int] = 30  # of as many candidates each as there must be
 
     def __post_init__(self) -> None:
         for option in ("train", "development", "positions", "new_tokens"):
@@ -97,10 +99,6 @@ class RefusalDirection:
                 raise ValueError(f"{option} is {getattr(self, option)}; it must be at least 1")
         if not self.kl > 0:
             raise ValueError(f"kl is {self.kl}; it must be above 0 nats")
-
-    @property
-    def steps(self) -> int:
-        return 10_000  # as many as there are candidates; `done` knows
 
     def targets(self, items: Sequence[PreparedBehavior]) -> tuple[Target, ...]:
         """One search on all behaviors together.
@@ -140,7 +138,13 @@ class RefusalDirection:
         return Estimate(reported * setting.answers, round(int(32 * _DEPTH) * self.positions * each + rest))
 
     def step(self, state: DirectionSearch, target: Target, victim: Victim) -> DirectionSearch:
-        """Try the next candidate."""
+        """Try the next candidates, a thirtieth of all."""
+        for _ in range(min(len(state.pending), math.ceil((len(state.pending) + len(state.tried)) / self.steps))):
+            state = self._tried(state, target, victim)
+        return state
+
+    def _tried(self, state: DirectionSearch, target: Target, victim: Victim) -> DirectionSearch:
+        """One candidate more."""
         layer, position = state.pending[0]
         harmful, benign = (self._split(_of_kind(target.items, kind)) for kind in (True, False))
         direction = _mean(victim.model, harmful.train, layer, position) - _mean(

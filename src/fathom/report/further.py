@@ -61,11 +61,17 @@ def families(audit: Audit, times: Mapping[str, float]) -> tuple[Family, ...]:
 
 
 def strongest(audit: Audit) -> AttackRow | None:
-    """The setting of any attack on the model that gets most requests through, on the continuation alone."""
+    """The setting of any attack on the model that gets most requests through, on the continuation alone.
+
+    An attack without such rows, whose whole text is the model's own choice, is taken by what it has.
+    """
+    alone = {row.attack for row in audit.attacks if row.counted is Counted.CONTINUATION}
     rows = [
         row
         for row in audit.attacks
-        if row.subject is Subject.MODEL and row.counted is Counted.CONTINUATION and row.attack != wording.REFUSAL_PREFIX
+        if row.subject is Subject.MODEL
+        and row.attack != wording.REFUSAL_PREFIX
+        and (row.counted is Counted.CONTINUATION or row.attack not in alone)
     ]
     return _best(rows) if rows else None
 
