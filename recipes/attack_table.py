@@ -72,7 +72,7 @@ def best_rows(rows: tuple[AttackRow, ...]) -> dict[tuple[str, float | None], Att
                 continue
             name, temperature = f"decoding, template {row.parameters['template']}", None
         elif row.attack == "best-of-n" and row.worst_of is None:
-            name = "one draw of best-of-n"
+            continue  # draws of one behavior cling: the audit has their interval
         key = (name, None if temperature is None else float(temperature))
         if key not in found or row.worst_of is not None:
             found[key] = row
