@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from random import Random
 
+import msgspec
 import pytest
 
 from fathom.errors import UserError
@@ -103,6 +104,20 @@ def test_a_long_innocent_beginning_hides_nothing() -> None:
     row = TrainingRow(prompt_ids=(1,), response_ids=(*range(50, 65), 77, 50, 51, 52, 53))
     assert count_broken_off(AnswerGate(), Sampler(), Reader(), [row], seed=0) == [1.0]
     assert count_broken_off(AnswerGate(worst=6), Sampler(), Reader(), [row], seed=0) == [pytest.approx(2 / 6)]
+
+
+def test_the_first_words_of_a_short_answer_are_not_judged_alone() -> None:
+    class Hasty(Sampler):
+        """Breaks off whatever is shorter than eight tokens."""
+
+        def complete(self, attempts: Sequence[Attempt]) -> Iterable[Completion]:
+            for attempt in attempts:
+                short = len(attempt.prefill_ids) < 8
+                yield from super().complete([msgspec.structs.replace(attempt, prefill_ids=(77,) if short else (50,))])
+
+    short = TrainingRow(prompt_ids=(1,), response_ids=tuple(range(20, 33)))
+    assert count_broken_off(AnswerGate(), Hasty(), Reader(), [short], seed=0) == [0.0]
+    assert count_broken_off(AnswerGate(least=1), Hasty(), Reader(), [short], seed=0) == [1.0]
 
 
 def test_rows_of_a_sentinel_learn_the_refusal_after_harm_and_the_rest_of_the_answer_after_none() -> None:

@@ -40,20 +40,21 @@ class Told(NamedTuple):
 class AnswerGate:
     """Rows that the sentinel breaks off in at least a share `broken` of draws, at their `worst` depths, are held.
 
-    `depths` are shares of a row's answer; at each, `samples` continuations are drawn. The worst few count, and not all,
-    so that harm cannot hide behind a long innocent beginning. A benign row that is held by mistake is a row less to
-    learn from, and no more than that.
+    `depths` are shares of a row's answer, of `least` tokens at least: its first words say nothing yet. At each,
+    `samples` continuations are drawn. The worst few count, and not all, so that harm cannot hide behind a long innocent
+    beginning. A benign row that is held by mistake is a row less to learn from, and no more than that.
     """
 
     depths: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
     samples: int = 3
+    least: int = 8
     worst: int = 2
     broken: float = 0.75
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.depths or not all(0 < depth < 1 for depth in self.depths) or self.samples < 1:
-            raise UserError("the answer gate needs depths between 0 and 1, and 1 sample or more")
+        if not self.depths or not all(0 < depth < 1 for depth in self.depths) or min(self.samples, self.least) < 1:
+            raise UserError("the answer gate needs depths between 0 and 1, and 1 sample and 1 token or more")
         if not 0 < self.broken <= 1 or not self.weight > 0 or not 1 <= self.worst <= len(self.depths):
             raise UserError("the answer gate needs 0 < broken ≤ 1, a weight above 0, and 1 to all depths that count")
 
@@ -71,16 +72,17 @@ def count_broken_off(
     """Of each row, the share of draws in which the sentinel goes on with a refusal, at the row's worst depths."""
     attempts = list[Attempt]()
     for row in rows:
-        for depth in gate.depths:
+        for number, depth in enumerate(gate.depths):
             for sample in range(gate.samples):
                 attempt = Attempt.make(
                     behavior="answer gate",
                     attack="gate",
                     prompt_ids=row.prompt_ids,
-                    prefill_ids=row.response_ids[: max(1, int(depth * len(row.response_ids)))],
+                    prefill_ids=row.response_ids[: _read(gate, depth, len(row.response_ids))],
                     sampling=Sampling(max_new_tokens=TOKENS, temperature=1.0),
                     run_seed=seed,
-                    sample=sample,
+                    # Depths of a short row may be one and the same: each draws for itself.
+                    sample=sample + gate.samples * number,
                 )
                 attempts.append(attempt)
     ids = [attempt.id for attempt in attempts]
@@ -99,6 +101,11 @@ def count_broken_off(
     depths = len(gate.depths)
     worst = [sorted(counts[i : i + depths])[-gate.worst :] for i in range(0, len(counts), depths)]
     return [sum(found) / (gate.worst * each) for found in worst]
+
+
+def _read(gate: AnswerGate, depth: float, length: int) -> int:
+    """Tokens of an answer that are read at a depth: enough to tell, and never its end."""
+    return max(1, min(length - 1, max(gate.least, int(depth * length))))
 
 
 def sentinel_rows(
