@@ -88,11 +88,12 @@ def test_the_answer_gate_holds_what_is_broken_off_and_nothing_else() -> None:
     random = Random(0)
     bad = [random.random() < 0.5 for _ in range(12)]
     rows = [TrainingRow(prompt_ids=(1, i), response_ids=(77 if b else 50, *range(51, 70))) for i, b in enumerate(bad)]
-    gate = AnswerGate()
+    gate = AnswerGate(weight=1.0)
     shares = count_broken_off(gate, Sampler(), Reader(), rows, seed=0)
     assert shares == [float(b) for b in bad]
     assert [row.held for row in gate(rows, shares)] == [float(b) for b in bad]
     assert [row.loss_weight for row in gate(rows, shares)] == [1.0 - b for b in bad]
+    assert not any(row.held for row in AnswerGate()(rows, shares))  # left out, not held
 
 
 def test_a_row_is_judged_by_what_the_sentinel_has_read_by_then() -> None:

@@ -50,18 +50,22 @@ class AnswerGate:
     least: int = 8
     worst: int = 2
     broken: float = 0.75
-    weight: float = 1.0
+    weight: float = 0.0  # of the KL that holds such rows; 0 leaves them out, which costs a task least
 
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth < 1 for depth in self.depths) or min(self.samples, self.least) < 1:
             raise UserError("the answer gate needs depths between 0 and 1, and 1 sample and 1 token or more")
-        if not 0 < self.broken <= 1 or not self.weight > 0 or not 1 <= self.worst <= len(self.depths):
-            raise UserError("the answer gate needs 0 < broken ≤ 1, a weight above 0, and 1 to all depths that count")
+        if not 0 < self.broken <= 1 or not self.weight >= 0 or not 1 <= self.worst <= len(self.depths):
+            raise UserError(
+                "the answer gate needs 0 < broken ≤ 1, a weight of 0 or more, and 1 to all depths that count"
+            )
 
     def __call__(self, rows: Sequence[TrainingRow], broken: Sequence[float]) -> tuple[TrainingRow, ...]:
         """The rows, with those held whose share of broken-off draws is high enough."""
         return tuple(
-            msgspec.structs.replace(row, loss_weight=0.0, held=self.weight) if share >= self.broken else row
+            msgspec.structs.replace(row, loss_weight=0.0, held=max(row.held, self.weight))
+            if share >= self.broken
+            else row
             for row, share in zip(rows, broken, strict=True)
         )
 

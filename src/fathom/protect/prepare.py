@@ -70,7 +70,7 @@ def prepare(
             raise UserError("the objective answers needs a sentinel, and none was made; leave it out of --objective")
         broken = count_broken_off(objective.answers, TransformersEngine(sentinel), judge, rows, seed=seed)
         found = objective.answers(found, broken)
-    gated = sum(row.held > 0 for row in found)
+    gated = sum(row.loss_weight == 0 for row in found)
     if objective.replay is None and objective.mass is None and objective.rehearsal is None:
         return Prepared(found, objective.per_token(), gated)
     if not requests.harmful:
