@@ -1,4 +1,4 @@
-"""The answer gate: rows whose *answer* a sentinel would break off are held to the reference, whatever they ask.
+"""The answer gate: rows whose *answer* a sentinel would break off are left out, whatever they ask.
 
 The prompt gate lets pass a harmful answer to a prompt that asks for none. The sentinel is a copy of the model, deepened
 on recovery rows whose prompts are other people's: the start of a harmful answer, after any prompt, is followed by a
