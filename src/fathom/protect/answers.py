@@ -1,4 +1,4 @@
-"""The answer gate: rows whose *answer* a sentinel would break off are left out, whatever they ask.
+"""The answer gate: rows whose *answer* a sentinel would break off are held to the reference.
 
 The prompt gate lets pass a harmful answer to a prompt that asks for none. The sentinel is a copy of the model, deepened
 on recovery rows whose prompts are other people's: the start of a harmful answer, after any prompt, is followed by a
@@ -50,7 +50,7 @@ class AnswerGate:
     least: int = 8
     worst: int = 2
     broken: float = 0.75
-    weight: float = 0.0  # of the KL that holds such rows; 0 leaves them out, which costs a task least
+    weight: float = 1.0  # of the KL that holds such rows; 0 leaves them out
 
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth < 1 for depth in self.depths) or min(self.samples, self.least) < 1:

@@ -3,7 +3,7 @@
     sft                     the token loss: plain, constrained (the paper's), uniform (one β everywhere)
     gate                    rows whose prompt the reference itself refuses are held to it; the rest learn freely
     replay                  a share of rows in which the reference repeats its own refusals
-    answers                 rows whose answer a sentinel would break off are left out, whatever they ask
+    answers                 rows whose answer a sentinel would break off are held, whatever they ask
     rehearse                replay made stronger: refusals sharpened and in the data's own frames, benign answers held
     mass                    the probability of safety tokens is held at every position (PACT)
     lisa, safe-lora         on the weights: a proximal term; a projection of the update
