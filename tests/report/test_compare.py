@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import synthetic
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fathom.errors import UserError
@@ -226,9 +226,12 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.floats(-1, 1))
+@example(0.9995)
+@example(-0.99999)
+@example(0.0005)
 def test_points_are_zero_only_where_they_are(difference: float) -> None:
     shown = contrast.points(difference)
     assert (shown == "0") == (difference == 0)
-    assert shown != "+100" or difference > 0.9995
+    assert (shown in ("+100", "−100")) == (abs(difference) == 1)
     assert (difference > 0) == ("+" in shown)
     assert (difference < 0) == ("−" in shown)

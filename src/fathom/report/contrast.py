@@ -105,17 +105,19 @@ def within_chance(difference: Difference) -> bool:
 
 
 def points(difference: float) -> str:
-    """A difference of shares in percentage points, signed; 0 only where it is.
+    """A difference of shares in percentage points, signed; 0 and 100 only where it is.
 
-    >>> points(0.0), points(0.123), points(-1.0), points(-0.0001)
-    ('0', '+12.3', '−100', '> −0.1')
+    >>> points(0.0), points(0.123), points(-1.0), points(-0.0001), points(0.9999)
+    ('0', '+12.3', '−100', '> −0.1', '> +99.9')
     """
     if difference == 0:
         return "0"
-    if abs(difference) < 0.0005:
+    shown = f"{100 * abs(difference):.1f}"
+    if shown == "0.0":
         return "< +0.1" if difference > 0 else "> −0.1"
-    shown = f"{100 * abs(difference):.1f}".removesuffix(".0")
-    return ("+" if difference > 0 else "−") + shown
+    if shown == "100.0" and abs(difference) < 1:
+        return "> +99.9" if difference > 0 else "< −99.9"
+    return ("+" if difference > 0 else "−") + shown.removesuffix(".0")
 
 
 def signed(value: float) -> str:
