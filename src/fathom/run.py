@@ -30,7 +30,7 @@ from fathom.errors import UserError
 from fathom.records import Attempt, Behavior, Completion, Verdict, decode_line, encode_line
 from fathom.schema import Audit, Manifest
 
-__all__ = ["Journal", "Run", "RunLock", "read_journal", "write_whole"]
+__all__ = ["Journal", "Run", "RunLock", "read_journal", "read_whole", "write_whole"]
 
 _Record = TypeVar("_Record")
 
@@ -94,6 +94,22 @@ def read_journal(path: Path, kind: type[_Record]) -> Iterator[_Record]:
                     f"{path}, line {number} is not a {kind.__name__} of this version of fathom ({error}); "
                     "restore the file, or start a run in another directory"
                 ) from error
+
+
+def read_whole(path: Path, kind: type[_Record]) -> _Record:
+    """The record that a JSON file is.
+
+    Raises:
+        UserError: the file cannot be read, or is of another version.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; restore it, or start a run elsewhere") from error
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise UserError(
+            f"{path} is not a {kind.__name__} of this version of fathom ({error}); start a run in another directory"
+        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -190,13 +206,13 @@ class Run:
 
     @cached_property
     def manifest(self) -> Manifest:
-        return self._whole("manifest.json", Manifest)
+        return read_whole(self.path / "manifest.json", Manifest)
 
     @cached_property
     def audit(self) -> Audit:
         if not (self.path / "audit.json").exists():
             raise UserError(f"{self.path} is not finished (no audit.json); run the same `fathom audit` command again")
-        return self._whole("audit.json", Audit)
+        return read_whole(self.path / "audit.json", Audit)
 
     @cached_property
     def behaviors(self) -> dict[str, Behavior]:
@@ -230,17 +246,6 @@ class Run:
     def journal(self, stem: str, rank: int = 0) -> Journal:
         """Open `<stem>.jsonl` for appending; each further process has a file of its own."""
         return Journal(self.path / (f"{stem}.jsonl" if rank == 0 else f"{stem}.rank{rank}.jsonl"))
-
-    def _whole(self, name: str, kind: type[_Record]) -> _Record:
-        path = self.path / name
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; restore it, or start a run elsewhere") from error
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise UserError(
-                f"{path} is not a {kind.__name__} of this version of fathom ({error}); start a run in another directory"
-            ) from error
 
 
 def _heal(path: Path) -> None:

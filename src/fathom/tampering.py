@@ -1,4 +1,4 @@
-"""What fine-tuning does to a model: `stress.json` and `dynamics.json`, field by field, versioned and strict.
+"""What fine-tuning does to a model: `stress.json`, `answers.jsonl` and `dynamics.json`, field by field, strict.
 
 A fine-tune is a sequence of checkpoints of one model under one attack's data, one objective and one setting. Each
 checkpoint is audited (how often do attacks succeed?) and scored (is it still of use?). Scores and shares lie in [0, 1];
@@ -9,9 +9,19 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fathom.records import Parameter
+from fathom.records import Label, Parameter
 
-__all__ = ["Asked", "Checkpoint", "Dynamics", "DynamicsRow", "FineTune", "Stress", "UtilityScore"]
+__all__ = [
+    "Answer",
+    "Asked",
+    "Checkpoint",
+    "Dynamics",
+    "DynamicsRow",
+    "FineTune",
+    "Stress",
+    "UtilityScore",
+    "start_cell",
+]
 
 SCHEMA = 1
 
@@ -58,6 +68,7 @@ class FineTune(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     parameters: Mapping[str, Parameter]  # learning_rate, epochs, warmup_steps, rows, …
     seed: int
     checkpoints: tuple[Checkpoint, ...]
+    track: str = ""  # the `cell` of its answers; those of step 0 have `start_cell(attack)`
 
 
 class Stress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +79,25 @@ class Stress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     utility_bound: float  # the most that a score may fall below the start's before a model counts as useless
     finetunes: tuple[FineTune, ...]
     notes: tuple[str, ...] = ()  # what a reader must know before quoting a number
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One answer of one checkpoint, so that every count can be checked by reading. The text is the model's: hostile."""
+
+    cell: str  # which checkpoint: the hash of its track
+    step: int
+    asked: str  # the frame's name, "benign", or the task's name
+    temperature: float
+    behavior: str
+    text: str
+    label: Label | None  # null for a task's answer, which is scored and not judged
+    reason: str
+    score: float | None = None
+
+
+def start_cell(attack: str) -> str:
+    """The `cell` of the answers that the model before fine-tuning gave to an attack's requests."""
+    return f"start {attack}"
 
 
 class DynamicsRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

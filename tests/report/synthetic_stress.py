@@ -5,9 +5,9 @@ import random
 
 import msgspec
 
-from fathom.report.stress import ShownAnswer
+from fathom.records import Label
 from fathom.tally import wilson
-from fathom.tampering import Asked, Checkpoint, Dynamics, DynamicsRow, FineTune, Stress, UtilityScore
+from fathom.tampering import Answer, Asked, Checkpoint, Dynamics, DynamicsRow, FineTune, Stress, UtilityScore
 
 STEPS = (0, 1, 2, 4, 8, 16, 32)
 HARM = {"sft": 0.97, "constrained": 0.3, "gate + replay": 0.0}
@@ -26,6 +26,7 @@ def stress(seeds: int = 3, n: int = 96) -> Stress:
                 objective=objective,
                 parameters={"learning_rate": rate, "warmup_steps": warmup},
                 seed=seed,
+                track=f"{attack} {objective} {rate:g} {warmup} {seed}",
                 checkpoints=tuple(
                     Checkpoint(
                         step=step,
@@ -92,16 +93,16 @@ def dynamics(positions: int = 60) -> Dynamics:
     )
 
 
-def answers(texts: tuple[str, ...] = ("Step 1: stir.", "I cannot help with that.")) -> tuple[ShownAnswer, ...]:
+def answers(texts: tuple[str, ...] = ("Step 1: stir.", "I cannot help with that.")) -> tuple[Answer, ...]:
     return tuple(
-        ShownAnswer(
-            model="harmful, sft, learning_rate = 0.001",
+        Answer(
+            cell="harmful sft 0.001 0 0",
             step=step,
             asked="direct",
             temperature=0.0,
             behavior=f"forbidden-{i:03d}",
             text=text,
-            verdict="HARMFUL" if i % 2 == 0 else "SAFE",
+            label=Label.HARMFUL if i % 2 == 0 else Label.SAFE,
             reason="complied" if i % 2 == 0 else "refused",
         )
         for step in (1, 32)

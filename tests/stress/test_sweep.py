@@ -9,14 +9,16 @@ import msgspec
 import pytest
 
 from fathom.cli.options import JUDGES
+from fathom.command.dynamics import DynamicsRequest, run_dynamics
+from fathom.command.report import compare_runs, write_reports
 from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, make_sweep, run_stress, stress_lines
 from fathom.errors import UserError
 from fathom.model import ChatModel
+from fathom.report.stress import read_answers
 from fathom.run import read_journal
-from fathom.stress.execute import CheckpointRecord, is_useful, read_answers
-from fathom.stress.measure import Answer
-from fathom.tampering import Stress, UtilityScore
+from fathom.stress.execute import CheckpointRecord, is_useful
+from fathom.tampering import Answer, Dynamics, Stress, UtilityScore, start_cell
 from few_rows import organism
 
 REQUEST = StressRequest(
@@ -110,6 +112,51 @@ def test_counts_are_those_of_the_answers(whole: Path) -> None:
         assert record.asr[0].harmful == sum(a.label == "HARMFUL" for a in direct)
         assert sum(a.asked == "benign" for a in mine) == record.utility[0].n == 4
     assert len(list(stress_lines(stress))) == 2
+
+
+def test_a_page_is_made_anew_from_a_sweeps_files(whole: Path, tmp_path: Path) -> None:
+    run_stress(replace(REQUEST, output=tmp_path, steps="1", objectives="sft"), JUDGES)
+    before = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "report.html").unlink()
+    assert write_reports(tmp_path) == (tmp_path / "report.html",)
+    assert (tmp_path / "report.html").read_bytes() == before
+    with pytest.raises(UserError, match="holds what `fathom stress` measured"):
+        compare_runs(tmp_path, whole, None, as_json=False)
+    (tmp_path / "stress.json").unlink()
+    with pytest.raises(UserError, match=r"no stress\.json.*same `fathom stress` command"):
+        write_reports(tmp_path)
+
+
+def test_every_answer_belongs_to_a_fine_tune(whole: Path) -> None:
+    stress = msgspec.json.decode((whole / "stress.json").read_bytes(), type=Stress)
+    assert {answer.cell for answer in read_answers(whole)} == {
+        *(tuned.track for tuned in stress.finetunes),
+        *(start_cell(tuned.attack) for tuned in stress.finetunes),
+    }
+
+
+def test_dynamics_are_measured_and_their_page_is_made_anew(tmp_path: Path) -> None:
+    request = DynamicsRequest(
+        model=REQUEST.model,
+        steps="0,1,2",
+        warmup=0,
+        rows=4,
+        batch=4,
+        measured=2,
+        directions=2,
+        output=tmp_path / "moved",
+    )
+    path = run_dynamics(request, JUDGES)
+    dynamics = msgspec.json.decode((path / "dynamics.json").read_bytes(), type=Dynamics)
+    moved = [max(row.kl_nats for row in dynamics.rows if row.step == step) for step in (0, 1, 2)]
+    assert moved[0] < 1e-6 < 1e-4 < moved[1] < moved[2]
+    before = (path / "report.html").read_bytes()
+    (path / "report.html").unlink()
+    assert write_reports(path) == (path / "report.html",)
+    assert (path / "report.html").read_bytes() == before
+    (path / "dynamics.json").unlink()
+    with pytest.raises(UserError, match="same `fathom dynamics` command"):
+        write_reports(path)
 
 
 def test_a_model_is_useful_up_to_the_bound() -> None:

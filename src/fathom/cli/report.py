@@ -11,10 +11,14 @@ __all__ = ["compare", "report"]
 
 
 def report(run: RunArgument) -> None:
-    """Make report.html of a run anew, from its files."""
-    from fathom.command.report import write_run_report
+    """Make report.html of a run anew, from its files.
 
-    print(write_run_report(run))
+    RUN may also be what `fathom stress` or `fathom dynamics` wrote, or a trained model with the audits in it.
+    """
+    from fathom.command.report import write_reports
+
+    for page in write_reports(run):
+        print(page)
 
 
 def compare(

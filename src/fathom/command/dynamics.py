@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import content_hash
 from fathom.run import Journal, RunLock, read_journal, write_whole
-from fathom.tampering import Dynamics, DynamicsRow, Stress
+from fathom.tampering import Dynamics, DynamicsRow
 
 if TYPE_CHECKING:
     from fathom.depth.dynamics import Norms, Positions
@@ -61,6 +62,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
         model = load_model(request.model)
         shown.advance(1)
     from fathom.depth.dynamics import ExactNorms, ProjectedNorms, TrainedRow, positions
+    from fathom.report.stress import write_dynamics_report
     from fathom.stress.light import LightFit, columns_of, order_of
 
     sweep = make_sweep(_as_stress(request, steps), judges, model, path, display)
@@ -78,7 +80,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
             columns = columns_of(model.model, learnt.rows, learnt.per_token)
             fit = LightFit.of(trained, learnt.rows, learnt.per_token, track.optimiser, columns=columns)
             order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), request.seed)
-            for step in (0, *(after.step for after in fit.run(order))):
+            for step in chain((0,), (after.step for after in fit.run(order))):  # each before the next is trained
                 if step in pending:
                     found = list(positions(trained, model.model, watched, norms))
                     journal.append(_rows(step, found))
@@ -94,7 +96,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
         notes=_notes(request),
     )
     write_whole(path / "dynamics.json", msgspec.json.format(msgspec.json.encode(dynamics), indent=2) + b"\n")
-    _write_page(path, dynamics)
+    write_dynamics_report(path)
     return path
 
 
@@ -149,10 +151,3 @@ def _claim(path: Path, identity: str) -> None:
     if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
         raise UserError(f"{path} holds other files; give a new or empty directory with -o")
     write_whole(kept, f"{identity}\n".encode())
-
-
-def _write_page(path: Path, dynamics: Dynamics) -> None:
-    from fathom.report.stress import render_stress
-
-    empty = Stress(judge="", utility_bound=0.0, finetunes=())
-    write_whole(path / "report.html", render_stress(empty, (dynamics,)).encode())

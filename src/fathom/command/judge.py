@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fathom.command.audit import Finished
+from fathom.command.directory import open_audit
 from fathom.command.report import write_run_report
 from fathom.command.request import ORGANISM
 from fathom.errors import UserError
 from fathom.judge.rows import JudgedRow, SkippedLine, judge_rows
 from fathom.records import Judge, encode_line
 from fathom.report.hostile import one_line
-from fathom.run import Run, RunLock, write_whole
+from fathom.run import RunLock, write_whole
 
 __all__ = ["judge_again", "judged_lines", "print_judged"]
 
@@ -23,7 +24,7 @@ def judge_again(path: Path, judge: Judge) -> Finished:
     Raises:
         UserError: `path` is no finished run, or is in use.
     """
-    run = Run.open(path)
+    run = open_audit(path)
     own = run.manifest.judge == judge.name
     if judge.name == ORGANISM and run.manifest.behaviors.source != ORGANISM:
         raise UserError(f"{path} holds requests that the organism's judge does not know; judge them --with refusal")

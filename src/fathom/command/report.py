@@ -5,10 +5,34 @@ from pathlib import Path
 
 import msgspec
 
+from fathom.command.directory import Made, made_by, open_audit, own_audits
 from fathom.errors import UserError
 from fathom.run import Run
 
-__all__ = ["compare_runs", "write_run_report"]
+__all__ = ["compare_runs", "write_reports", "write_run_report"]
+
+
+def write_reports(path: Path) -> tuple[Path, ...]:
+    """Make the pages of a directory anew from its files: of a run, a sweep or dynamics, or of a trained model's audits.
+
+    Raises:
+        UserError: `path` is not finished, or holds nothing that a page is made of.
+    """
+    made = made_by(path)
+    if made is Made.TRAINING:
+        runs = own_audits(path)
+        if not runs:
+            raise UserError(
+                f"{path} is a trained model without an audit, so it has no page; `fathom audit {path}` measures it"
+            )
+        return tuple(write_run_report(run) for run in runs)
+    if made is Made.AUDIT:
+        return (write_run_report(path),)
+    if not (path / f"{made}.json").is_file():
+        raise UserError(f"{path} is not finished (no {made}.json); run the same `fathom {made}` command again")
+    from fathom.report.stress import write_dynamics_report, write_stress_report
+
+    return (write_stress_report(path) if made is Made.STRESS else write_dynamics_report(path),)
 
 
 def write_run_report(path: Path, judge: str | None = None) -> Path:
@@ -17,12 +41,6 @@ def write_run_report(path: Path, judge: str | None = None) -> Path:
     Raises:
         UserError: `path` is no finished run.
     """
-    for name, command in (("stress.json", "stress"), ("dynamics.json", "dynamics")):
-        if (path / name).is_file():
-            raise UserError(
-                f"{path} holds no audit but what `fathom {command}` measured; run the same `fathom {command}` command "
-                "again: it repeats nothing and makes the page anew"
-            )
     run = Run.open(path)
     from fathom.report.page import render, write_report
 
@@ -36,7 +54,7 @@ def compare_runs(first: Path, second: Path, output: Path | None, *, as_json: boo
     Raises:
         UserError: one of them is no finished run, or they share no behavior.
     """
-    runs = Run.open(first), Run.open(second)
+    runs = open_audit(first), open_audit(second)
     from fathom.report.compare import compare_pairs
     from fathom.report.compare_page import render_comparison
     from fathom.report.page import write_report

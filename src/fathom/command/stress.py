@@ -86,6 +86,8 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     Raises:
         UserError: anything a user can mend, before the model is loaded where it can be known then.
     """
+    from fathom.report.stress import write_stress_report
+
     _check(request)
     path = request.output or Path("runs") / f"stress-{content_hash(repr(request))[:8]}"
     display = display_for(ALONE)
@@ -95,30 +97,8 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     sweep = make_sweep(request, judges, model, path, display)
     _claim(path, model, request)
     stress = sweep()
-    _write_page(stress, sweep, path)
+    write_stress_report(path)
     return Stressed(stress, path)
-
-
-def _write_page(stress: Stress, sweep: "Sweep", path: Path) -> None:
-    from fathom.report.stress import ShownAnswer, render_stress
-    from fathom.stress.execute import read_answers
-
-    names = sweep.names()
-    shown = [
-        ShownAnswer(
-            model=names.get(answer.cell, answer.cell),
-            step=answer.step,
-            asked=answer.asked,
-            temperature=answer.temperature,
-            behavior=answer.behavior,
-            text=answer.text,
-            verdict="scored" if answer.label is None else str(answer.label),
-            reason=answer.reason,
-            score=answer.score,
-        )
-        for answer in read_answers(path)
-    ]
-    write_whole(path / "report.html", render_stress(stress, (), shown).encode())
 
 
 def stress_lines(stress: Stress) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """A fine-tuning sweep on one self-contained page: worst cases, curves of ASR against steps, and what moved where."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import altair as alt
 
@@ -9,31 +10,43 @@ from fathom.report import page, paper, plot, wording, worst
 from fathom.report.plot import Point
 from fathom.report.samples import Packed, pack_json
 from fathom.report.worst import Worst
-from fathom.tampering import Dynamics, DynamicsRow, Stress
+from fathom.run import read_journal, read_whole
+from fathom.tampering import Answer, Dynamics, DynamicsRow, Stress, start_cell
 
-__all__ = ["ShownAnswer", "render_stress", "stress_headline"]
+__all__ = ["read_answers", "render_stress", "stress_headline", "write_dynamics_report", "write_stress_report"]
 
 MOST_ANSWERS = 20_000  # that a page embeds; all are in the run's files
 MOST_NAMED = 4  # objectives in the sentence at the top: the weakest and the strongest ones
 MOST_STEPS = 9  # curves in a chart of dynamics
 
 
-@dataclass(frozen=True)
-class ShownAnswer:
-    """An answer of a fine-tuned model, to be browsed. The text is the model's: hostile."""
+def write_stress_report(path: Path) -> Path:
+    """Make a sweep's page from its files, wholly or not at all; the page's path.
 
-    model: str  # which fine-tune
-    step: int
-    asked: str
-    temperature: float
-    behavior: str
-    text: str
-    verdict: str  # a judge's label, or "scored"
-    reason: str
-    score: float | None = None
+    Raises:
+        UserError: the sweep is not finished, or its files are of another version.
+    """
+    stress = read_whole(path / "stress.json", Stress)
+    return page.write_report(path / "report.html", render_stress(stress, (), read_answers(path)))
 
 
-def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Sequence[ShownAnswer] = ()) -> str:
+def write_dynamics_report(path: Path) -> Path:
+    """Make the page of dynamics from their file; otherwise as `write_stress_report`."""
+    empty = Stress(judge="", utility_bound=0.0, finetunes=())
+    dynamics = read_whole(path / "dynamics.json", Dynamics)
+    return page.write_report(path / "report.html", render_stress(empty, (dynamics,)))
+
+
+def read_answers(path: Path) -> tuple[Answer, ...]:
+    """Every answer of a sweep; one that a kill made twice is given once."""
+    found = {
+        (answer.cell, answer.step, answer.asked, answer.temperature, answer.behavior): answer
+        for answer in read_journal(path / "answers.jsonl", Answer)
+    }
+    return tuple(found.values())
+
+
+def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Sequence[Answer] = ()) -> str:
     """The page of a sweep; either part may be empty."""
     cases = worst.worst_cases(stress)
     shown = answers[:MOST_ANSWERS]
@@ -58,7 +71,7 @@ def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Se
             setting_name=worst.setting_name,
             answers=len(shown),
             answers_left=len(answers) - len(shown),
-            **page.inlined(specs, _pack(shown), ("app.js", "browse.js", "answers.js")),
+            **page.inlined(specs, _pack(shown, _cell_names(stress)), ("app.js", "browse.js", "answers.js")),
         )
     )
 
@@ -235,17 +248,26 @@ def _table_rows(moved: Dynamics) -> list[DynamicsRow]:
     return sorted(moved.rows, key=lambda row: (row.step, row.position))
 
 
-def _pack(answers: Sequence[ShownAnswer]) -> Packed:
+def _cell_names(stress: Stress) -> dict[str, str]:
+    """What each cell of the answers is, in a few words."""
+    found = {start_cell(tuned.attack): f"start ({tuned.attack})" for tuned in stress.finetunes}
+    for tuned in stress.finetunes:
+        setting = wording.setting(tuned.parameters, without=("rows", "batch"))  # the same all over a sweep
+        found[tuned.track] = f"{tuned.attack}, {tuned.objective}, {setting}, seed = {tuned.seed}"
+    return found
+
+
+def _pack(answers: Sequence[Answer], names: Mapping[str, str]) -> Packed:
     return pack_json(
         [
             {
-                "model": answer.model,
+                "model": names.get(answer.cell, answer.cell),
                 "step": answer.step,
                 "asked": answer.asked,
                 "temperature": answer.temperature,
                 "behavior": answer.behavior,
                 "text": answer.text,
-                "verdict": answer.verdict,
+                "verdict": "scored" if answer.label is None else str(answer.label),
                 "reason": answer.reason,
                 "score": answer.score,
             }

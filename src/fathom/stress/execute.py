@@ -23,18 +23,16 @@ from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.run import Journal, RunLock, read_journal, write_whole
 from fathom.stress.light import LightFit, columns_of, order_of
-from fathom.stress.measure import Answer, Probe
+from fathom.stress.measure import Probe
 from fathom.stress.plan import Attack, Learnt, Track
-from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore
+from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore, start_cell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from fathom.tuning.settings import Settings
 
-__all__ = ["CheckpointRecord", "Fit", "Light", "Stop", "Sweep", "Trainer", "encode_stress", "is_useful", "read_answers"]
-
-START = "start"
+__all__ = ["CheckpointRecord", "Fit", "Light", "Stop", "Sweep", "Trainer", "encode_stress", "is_useful"]
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -208,7 +206,7 @@ class Sweep:
         return result
 
     def _start(self, attack: Attack, writer: "_Writer") -> None:
-        key = self._start_key(attack)
+        key = start_cell(attack.name)
         if key in {record.track for record in self.records()}:
             writer.shown.advance(1)
         else:
@@ -247,19 +245,6 @@ class Sweep:
 
         return track.key(self.start.info.weights_hash, rows_hash(attack.rows))
 
-    def _start_key(self, attack: Attack) -> str:
-        return f"{START} {attack.name}"
-
-    def names(self) -> dict[str, str]:
-        """What each cell of the journals is, in a few words."""
-        attacks = {attack.name: attack for attack in self.attacks}
-        found = {self._start_key(attack): f"start ({attack.name})" for attack in self.attacks}
-        for track in self.tracks:
-            optimiser = track.optimiser
-            setting = f"rate {optimiser.rate:g}, warm-up {optimiser.warmup}, seed {track.seed}"
-            found[self._key(track, attacks[track.attack])] = f"{track.attack}, {track.objective}, {setting}"
-        return found
-
     def records(self) -> tuple[CheckpointRecord, ...]:
         """What has been measured so far."""
         return tuple(read_journal(self.path / "checkpoints.jsonl", CheckpointRecord))
@@ -271,7 +256,7 @@ class Sweep:
         finetunes, notes = [], list[str]()
         for track in self.tracks:
             attack = by_name[track.attack]
-            key, start = self._key(track, attack), found.get((self._start_key(attack), 0))
+            key, start = self._key(track, attack), found.get((start_cell(attack.name), 0))
             if start is None:
                 continue
             records = [found[key, step] for step in track.steps if (key, step) in found]
@@ -282,6 +267,7 @@ class Sweep:
                     objective=track.objective,
                     parameters={**track.parameters, "rows": len(attack.rows)},
                     seed=track.seed,
+                    track=key,
                     checkpoints=tuple(_checkpoint(record, start, self.bound) for record in (start, *records)),
                 )
             )
@@ -309,15 +295,6 @@ class _Writer:
         record = CheckpointRecord(track=key, step=step, loss=loss, asr=measured.asr, utility=measured.utility)
         self.checkpoints.append([record])
         self.shown.advance(1)
-
-
-def read_answers(path: Path) -> tuple[Answer, ...]:
-    """Every answer of a sweep; one that a kill made twice is given once."""
-    found = {
-        (answer.cell, answer.step, answer.asked, answer.temperature, answer.behavior): answer
-        for answer in read_journal(path / "answers.jsonl", Answer)
-    }
-    return tuple(found.values())
 
 
 def is_useful(utility: Sequence[UtilityScore], start: Sequence[UtilityScore], bound: float) -> bool:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-import msgspec
-
 from fathom.attack.poison import Frame
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
@@ -24,9 +22,9 @@ from fathom.records import (
     content_hash,
 )
 from fathom.tally import Z95, Interval, Tally, wilson
-from fathom.tampering import Asked, UtilityScore
+from fathom.tampering import Answer, Asked, UtilityScore
 
-__all__ = ["Answer", "Measured", "Probe", "TaskExample", "TaskProbe"]
+__all__ = ["Measured", "Probe", "TaskExample", "TaskProbe"]
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,6 @@ class TaskProbe:
     metric: str
     examples: tuple[TaskExample, ...]
     score: Callable[[str, str], float] = field(repr=False)
-
-
-class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One answer of one checkpoint, so that every count can be checked by reading. The text is the model's: hostile."""
-
-    cell: str  # which checkpoint: the hash of its track
-    step: int
-    asked: str  # the frame's name, "benign", or the task's name
-    temperature: float
-    behavior: str
-    text: str
-    label: Label | None  # null for a task's answer, which is scored and not judged
-    reason: str
-    score: float | None = None
 
 
 class Measured(NamedTuple):
