@@ -41,6 +41,39 @@ def test_an_audit_is_told_at_any_width(width: int) -> None:
             assert percent(row.harmful, row.n) in words
 
 
+@pytest.mark.parametrize("width", range(60, 121, 5))
+def test_nothing_is_cut_and_further_curves_stand_where_they_fit(width: int) -> None:
+    shown = printed(print_audit, synthetic.report_data(SMALL).audit, width=width)
+    assert "…" not in shown
+    assert width < 80 or "T = 1" in shown
+    assert "Tokens" in shown
+
+
+def test_a_run_of_the_direct_request_alone_speaks_of_no_depth() -> None:
+    direct = synthetic.Setting(behaviors=12, benign=6, depths=(0,), positions=10)
+    shown = printed(print_audit, synthetic.report_data(direct).audit)
+    assert "ASR of the direct request" in shown
+    assert "with prefill" not in shown
+    assert "Benign control, asked directly" in shown
+
+
+def test_one_token_is_one_token() -> None:
+    deep = synthetic.Setting(behaviors=12, benign=6, depths=(0, 1), positions=10)
+    shown = printed(print_audit, synthetic.report_data(deep).audit)
+    assert "1 token" in shown
+    assert not re.search(r"\b1 tokens", shown)
+
+
+def test_a_sweep_says_what_was_before_and_what_was_kept() -> None:
+    stress = synthetic_stress.stress(seeds=1)
+    shown = printed(print_stress, stress, width=120)
+    assert "attack backdoor, asked with trigger" in shown
+    assert {"Before", "Kept"} <= set(shown.split())
+    (start, *_), n = stress.finetunes[0].checkpoints[0].asr, 96
+    assert start.n == n
+    assert percent(start.harmful, n) in shown
+
+
 @WIDTHS
 def test_a_comparison_and_a_sweep_are_told_at_any_width(width: int, tmp_path: Path) -> None:
     run = synthetic.write_run(synthetic.report_data(SMALL), tmp_path)

@@ -12,7 +12,7 @@ from fathom.cli.options import JUDGES
 from fathom.command.dynamics import DynamicsRequest, run_dynamics
 from fathom.command.report import compare_runs, write_reports
 from fathom.command.request import ModelRequest
-from fathom.command.stress import StressRequest, make_sweep, run_stress, stress_lines
+from fathom.command.stress import StressRequest, make_sweep, run_stress
 from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.report.stress import read_answers
@@ -111,7 +111,6 @@ def test_counts_are_those_of_the_answers(whole: Path) -> None:
         assert record.asr[0].n == len(direct) == 4
         assert record.asr[0].harmful == sum(a.label == "HARMFUL" for a in direct)
         assert sum(a.asked == "benign" for a in mine) == record.utility[0].n == 4
-    assert len(list(stress_lines(stress))) == 2
 
 
 def test_a_page_is_made_anew_from_a_sweeps_files(whole: Path, tmp_path: Path) -> None:

@@ -141,11 +141,9 @@ def stress(
     if as_json:
         sys.stdout.write((result.path / "stress.json").read_text(encoding="utf-8"))
     else:
-        from fathom.command.stress import stress_lines
+        from fathom.report.terminal_sweep import print_stress
 
-        for line in stress_lines(result.stress):
-            print(line)
-        print(result.path / "report.html")
+        print_stress(result.stress, result.path / "report.html")
 
 
 @with_model

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from fathom.records import Counted
 from fathom.report.hostile import one_line
-from fathom.report.wording import curves
+from fathom.report.wording import curves, token_count
 from fathom.schema import Audit
 from fathom.tally import percent
 
@@ -91,7 +91,7 @@ def _sweep(before: Audit, after: Audit) -> list[tuple[str, str, str]]:
         new = {row.prefill_tokens: row for row in other.rows}
         for row in curve.rows:
             if row.prefill_tokens in new:
-                depth = "direct" if row.prefill_tokens == 0 else f"{row.prefill_tokens} tokens prefilled"
+                depth = "direct" if not row.prefill_tokens else f"{token_count(row.prefill_tokens)} prefilled"
                 match = new[row.prefill_tokens]
                 found.append(
                     (

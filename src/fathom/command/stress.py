@@ -1,6 +1,6 @@
 """`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fathom.stress.measure import TaskProbe
     from fathom.stress.plan import Attack, Grid, Learnt
 
-__all__ = ["StressRequest", "Stressed", "make_sweep", "run_stress", "stress_lines"]
+__all__ = ["StressRequest", "Stressed", "make_sweep", "run_stress"]
 
 ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
 ORGANISM_BATCH, BATCH = 16, 64
@@ -99,24 +99,6 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     stress = sweep()
     write_stress_report(path)
     return Stressed(stress, path)
-
-
-def stress_lines(stress: Stress) -> Iterator[str]:
-    """What an attacker would keep against each objective, for a terminal; names are the user's own."""
-    from fathom.report.worst import setting_name, worst_cases
-    from fathom.tally import percent
-
-    for case in worst_cases(stress):
-        question, choice = case.question, case.choice
-        place = f"{question.attack}, {question.asked}, T = {question.temperature:g}, {question.objective}"
-        if choice is None:
-            yield f"{place}: no useful model among {case.choices}"
-            continue
-        low, high = choice.interval
-        yield (
-            f"{place}: {percent(choice.harmful, choice.n)} [{100 * low:.0f}, {100 * high:.0f}] of {choice.n}, "
-            f"{setting_name(choice.parameters)}, step {choice.step}"
-        )
 
 
 def _check(request: StressRequest) -> None:

@@ -53,7 +53,7 @@ def overview(audit: Audit, families: Sequence[Family]) -> dict[str, object]:
 
 def _short(row: AttackRow) -> str:
     if row.attack in wording.SWEEP:
-        return "direct" if not row.prefill_tokens else f"prefill, {row.prefill_tokens} tokens"
+        return "direct" if not row.prefill_tokens else f"prefill, {wording.token_count(row.prefill_tokens)}"
     name = wording.attack_name(row.attack)
     return name if row.worst_of is None else f"{name}, worst of {row.worst_of}"
 

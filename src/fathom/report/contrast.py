@@ -51,7 +51,7 @@ def headline(comparison: Comparison) -> str:
     if row is None:
         return "The two runs share no attack to compare."
     first, second = (wording.model_name(side.model.name) for side in (comparison.first, comparison.second))
-    where = f"{row.prefill_tokens} tokens given" if row.prefill_tokens else "asked directly"
+    where = f"{wording.token_count(row.prefill_tokens)} given" if row.prefill_tokens else "asked directly"
     if not _in_sweep(row):
         where = ", ".join(part for part in (wording.attack_name(row.attack), wording.setting(row.parameters)) if part)
     verdict = "no difference beyond chance" if within_chance(row.asr) else f"{points(row.asr.difference)} points"
@@ -71,8 +71,12 @@ def _decisive(comparison: Comparison) -> AttackDifference | None:
 def figures(comparison: Comparison) -> tuple[Figure, ...]:
     """Depth, the direct request and the control, before and after."""
     first, second = comparison.first.depth, comparison.second.depth
-    shown = [Figure("Half depth", f"{_half(first.half_depth)} → {_half(second.half_depth)}", "tokens at ASR 50 %")]
-    if first.area is not None and second.area is not None:
+    shown, deepest = [], (first.half_depth.deepest, second.half_depth.deepest)
+    if min(deepest) > 0:
+        shown.append(
+            Figure("Half depth", f"{_half(first.half_depth)} → {_half(second.half_depth)}", "tokens at ASR 50 %")
+        )
+    if first.area is not None and second.area is not None and deepest[0] == deepest[1] > 0:
         shown.append(
             Figure(
                 "Area under the curve",

@@ -113,7 +113,7 @@ def row_name(row: AttackRow) -> str:
     """An attack and its setting in a few words."""
     parts = [wording.setting(row.parameters, DRAWING)]
     if row.prefill_tokens:
-        parts.append(f"{row.prefill_tokens} tokens given")
+        parts.append(f"{wording.token_count(row.prefill_tokens)} given")
     parts.append(wording.drawing(row.parameters))
     if row.worst_of is not None:
         parts.append(f"worst of {row.worst_of}")

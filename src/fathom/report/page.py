@@ -93,6 +93,7 @@ def environment() -> jinja2.Environment:
         "shown": passage,
         "line": one_line,
         "tokens": wording.tokens,
+        "token_count": wording.token_count,
         "attack_name": wording.attack_name,
         "setting": wording.setting,
         "drawn": wording.drawn,

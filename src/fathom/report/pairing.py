@@ -217,7 +217,9 @@ def _notes(first: Run, second: Run, shared: frozenset[str], sides: list[_Side]) 
         yield "the two models were asked through different chat templates"
     if before.seed != after.seed:
         yield f"the runs have different seeds ({before.seed} and {after.seed}), so sampled answers share no draw"
-    if (before.base and before.base.weights_hash) != (after.base and after.base.weights_hash):
+    if (before.base is None) != (after.base is None):
+        yield "only one of the two runs has a base, so there is no KL to compare"
+    elif before.base is not None and after.base is not None and before.base.weights_hash != after.base.weights_hash:
         yield "the two runs measure KL to different bases; their KL is not comparable and is left out"
     undecided = [_undecided(side) for side in sides]
     if any(undecided):

@@ -43,7 +43,7 @@ def figures(audit: Audit) -> tuple[Figure, ...]:
     curves = wording.curves(audit)
     if curves:
         worst = max(curves[0].rows, key=lambda row: row.asr)
-        at = "asked directly" if worst.prefill_tokens == 0 else f"at {worst.prefill_tokens} tokens"
+        at = "asked directly" if not worst.prefill_tokens else f"at {wording.token_count(worst.prefill_tokens)}"
         span = wording.interval_percent(worst.low, worst.high)
         name = "Worst depth" if len(curves[0].rows) > 1 else "Direct ASR"
         found.append(Figure(name, percent(worst.harmful, worst.n), f"({span}) {at}, {worst.harmful} of {worst.n}"))
@@ -55,7 +55,9 @@ def figures(audit: Audit) -> tuple[Figure, ...]:
         )
     if depth.kl_90 is not None:
         ends = "" if depth.kl_90_low is None else f"({depth.kl_90_low}–{depth.kl_90_high}) "
-        found.append(Figure("90 % of the KL", f"{depth.kl_90} tokens", f"{ends}change from the base, not safety"))
+        found.append(
+            Figure("90 % of the KL", wording.token_count(depth.kl_90), f"{ends}change from the base, not safety")
+        )
     return tuple(found)
 
 
@@ -70,7 +72,7 @@ def _strongest(audit: Audit) -> list[Figure]:
 
 def _half(half: HalfDepth) -> Figure:
     if half.tokens is None:
-        return Figure("Half depth", f"> {half.deepest} tokens", "not reached within the depths measured")
+        return Figure("Half depth", f"> {wording.token_count(half.deepest)}", "not reached within the depths measured")
     return Figure(
         "Half depth", f"{wording.tokens(half.tokens)} tokens", f"({wording.half_interval(half)}) ASR crosses 50 %"
     )

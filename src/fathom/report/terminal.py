@@ -1,7 +1,8 @@
 """An audit and a comparison as tables in the terminal. No text from outside reaches it with its control characters."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.padding import Padding
@@ -18,10 +19,20 @@ from fathom.tally import percent
 
 __all__ = ["Progress", "bar", "print_audit", "print_comparison"]
 
-ROOMY = 76  # columns from which bars and a second curve have room
+ROOMY = 76  # columns from which bars have room
 BAR = 12  # columns of a bar
+# Columns of a bar, and of the name of each further curve: the first layout that a window has room for is shown.
+LAYOUTS = ((BAR, 12), (BAR, 7), (8, 7), (0, 7), (0, 0))
+LEGEND = "Harm: judged harmful. Und.: undecided, counted in n as not harmful."
 STEPS = " ▏▎▍▌▋▊▉█"
 MOST_OPENINGS = 6
+
+
+class Titled(NamedTuple):
+    """A table under a title, which may be wider than the table."""
+
+    title: str
+    table: Table
 
 
 def print_audit(audit: Audit, report: Path, *, console: Console | None = None) -> None:
@@ -32,8 +43,10 @@ def print_audit(audit: Audit, report: Path, *, console: Console | None = None) -
     if audit.depth.half_depth.deepest > 0:
         out.print(_indented(Text(passage(audit.depth.agreement), style="dim")))
     out.print()
-    for table in _tables(audit, out.width):
-        out.print(table)
+    for i, titled in enumerate(_tables(audit, out)):
+        _print(out, titled)
+        if i == 0:
+            out.print(Text(LEGEND, style="dim"))
         out.print()
     _notes(out, audit.notes)
     out.print(Text.assemble(("Report  ", "dim"), one_line(str(report))), soft_wrap=True)
@@ -49,8 +62,8 @@ def print_comparison(comparison: Comparison, page: Path, *, console: Console | N
     out.print()
     _figures(out, contrast.figures(comparison))
     out.print()
-    for table in _differences(comparison):
-        out.print(table)
+    for titled in _differences(comparison):
+        _print(out, titled)
         out.print()
     _notes(out, comparison.notes)
     out.print(Text.assemble(("Page  ", "dim"), one_line(str(page))), soft_wrap=True)
@@ -65,6 +78,11 @@ def bar(share: float, width: int = BAR) -> str:
     eighths = min(8 * width, max(round(share * 8 * width), 1 if share > 0 else 0))
     full, rest = divmod(eighths, 8)
     return ("█" * full + (STEPS[rest] if rest else "")).ljust(width)
+
+
+def _print(out: Console, titled: Titled) -> None:
+    out.print(Text(titled.title, style="bold"))
+    out.print(titled.table)
 
 
 def _title(out: Console, audit: Audit) -> None:
@@ -92,10 +110,10 @@ def _figures(out: Console, figures: Iterable[tables.Figure]) -> None:
     out.print(grid)
 
 
-def _tables(audit: Audit, width: int) -> Iterable[Table]:
-    curves = wording.curves(audit)
+def _tables(audit: Audit, out: Console) -> Iterable[Titled]:
+    curves, width = wording.curves(audit), out.width
     if curves:
-        yield _sweep(curves, width)
+        yield _sweep(curves, out)
     prefixes = [row for row in wording.refusal_prefixes(audit) if row.counted is Counted.CONTINUATION]
     if prefixes:
         named = [(_prefix(row, audit), row) for row in prefixes]
@@ -109,7 +127,7 @@ def _tables(audit: Audit, width: int) -> Iterable[Table]:
         yield _benign(audit)
 
 
-def _differences(comparison: Comparison) -> Iterable[Table]:
+def _differences(comparison: Comparison) -> Iterable[Titled]:
     for strand in contrast.strands(comparison):
         if strand.counted is Counted.CONTINUATION:
             rows = [(str(row.prefill_tokens), row.asr) for row in strand.rows]
@@ -129,59 +147,71 @@ def _differences(comparison: Comparison) -> Iterable[Table]:
 
 
 def _setting_name(row: AttackDifference | BenignDifference) -> str:
-    parts = [wording.setting(row.parameters), f"{row.prefill_tokens} tokens given" if row.prefill_tokens else ""]
+    parts = [
+        wording.setting(row.parameters),
+        f"{wording.token_count(row.prefill_tokens)} given" if row.prefill_tokens else "",
+    ]
     return ", ".join([wording.attack_name(row.attack), *(part for part in parts if part)])
 
 
-def _difference(title: str, first: str, rows: Iterable[tuple[str, Difference]]) -> Table:
-    table = _table(f"{title}, difference in points", first, "Pairs", "First", "Second", left=True)
+def _difference(title: str, first: str, rows: Iterable[tuple[str, Difference]]) -> Titled:
+    table = _table(first, "Pairs", "First", "Second", left=True)
     table.add_column("Diff.", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     for name, found in rows:
         shares = (f"{wording.share_percent(share)} %" for share in (found.first, found.second))
         ends = (contrast.points(found.difference), contrast.span(found))
         table.add_row(Text(name), str(found.behaviors), *shares, *ends)
-    return table
+    return Titled(f"{title}, difference in points", table)
 
 
-def _sweep(curves: Iterable[wording.Curve], width: int) -> Table:
+def _sweep(curves: Sequence[wording.Curve], out: Console) -> Titled:
     """One row a depth: the audit's own curve in full, the others as their rates where there is room."""
     first, *rest = curves
-    table = _table(
-        f"ASR by tokens of the answer given ({first.drawn}, continuation alone)", "Tokens", "n", "Harm", "Und."
-    )
+    if first.rows[-1].prefill_tokens == 0:  # nothing is given, so the whole answer is the continuation
+        title = f"ASR of the direct request ({first.drawn})"
+        rest = [curve for curve in rest if curve.counted is Counted.CONTINUATION]
+    else:
+        title = f"ASR by tokens of the answer given ({first.drawn}, continuation alone)"
+    boundless = out.options.update(max_width=10_000)
+    for bars, names in LAYOUTS:
+        table = _sweep_table(first, rest[:3] if names else [], bars, names)
+        if out.measure(table, options=boundless).maximum <= out.width:
+            break
+    return Titled(title, table)
+
+
+def _sweep_table(first: wording.Curve, rest: Sequence[wording.Curve], bars: int, names: int) -> Table:
+    table = _table("Tokens", "n", "Harm", "Und.")
     table.add_column("ASR", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
-    roomy = width >= ROOMY
-    if roomy:
+    if bars:
         table.add_column("", no_wrap=True, style="red")
-        for curve in rest[:3]:
-            whole = "" if curve.counted is Counted.CONTINUATION else " with prefill"
-            table.add_column(f"{curve.drawn}{whole}", justify="right", style="dim", max_width=12)
-    others = [{row.prefill_tokens: row for row in curve.rows} for curve in rest[:3]]
+    for curve in rest:
+        whole = "" if curve.counted is Counted.CONTINUATION else " with prefill"
+        table.add_column(f"{curve.drawn}{whole}", justify="right", style="dim", max_width=names)
+    others = [{row.prefill_tokens: row for row in curve.rows} for curve in rest]
     for row in first.rows:
         cells = [str(row.prefill_tokens), *_counts(row)]
-        if roomy:
-            cells.append(bar(row.asr))
-            cells += [_rate(found.get(row.prefill_tokens)) for found in others]
-        table.add_row(*cells)
+        cells += [bar(row.asr, bars)] if bars else []
+        table.add_row(*cells, *(_rate(found.get(row.prefill_tokens)) for found in others))
     return table
 
 
-def _rows(title: str, first: str, rows: Iterable[tuple[str, AttackRow]], width: int) -> Table:
-    table = _table(title, first, "n", "Harm", "Und.", left=True)
+def _rows(title: str, first: str, rows: Iterable[tuple[str, AttackRow]], width: int) -> Titled:
+    table = _table(first, "n", "Harm", "Und.", left=True)
     table.add_column("ASR", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     if width >= ROOMY:
         table.add_column("", no_wrap=True, style="red")
     for name, row in rows:
         table.add_row(Text(name), *_counts(row), *([bar(row.asr)] if width >= ROOMY else []))
-    return table
+    return Titled(title, table)
 
 
-def _attacks(families: Iterable[further.Family], width: int) -> Table:
+def _attacks(families: Iterable[further.Family], width: int) -> Titled:
     """The strongest setting of each attack; every setting stands in the page."""
-    table = _table("Further attacks, the strongest setting of each", "Attack", "n", "Harm", "Und.", left=True)
+    table = _table("Attack", "n", "Harm", "Und.", left=True)
     table.add_column("ASR", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     roomy = width >= ROOMY
@@ -192,11 +222,11 @@ def _attacks(families: Iterable[further.Family], width: int) -> Table:
         row = family.best
         control = "–" if row.control is None else percent(row.control.helped, row.control.n)
         table.add_row(Text(further.row_name(row)), *_counts(row), *([control, further.spent(row)[1]] if roomy else []))
-    return table
+    return Titled("Further attacks, the strongest setting of each", table)
 
 
-def _openings(audit: Audit, width: int) -> Table:
-    table = _table("How refusals of the direct request begin", "Opening", "n", "of", left=True)
+def _openings(audit: Audit, width: int) -> Titled:
+    table = _table("Opening", "n", "of", left=True)
     table.add_column("Share", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     for row in audit.openings[:MOST_OPENINGS]:
@@ -204,11 +234,11 @@ def _openings(audit: Audit, width: int) -> Table:
         table.add_row(
             name, str(row.n), str(row.of), percent(row.n, row.of), wording.interval_percent(row.low, row.high)
         )
-    return table
+    return Titled("How refusals of the direct request begin", table)
 
 
-def _benign(audit: Audit) -> Table:
-    table = _table("Benign control by tokens of a helpful answer given", "Tokens", "n", "Und.")
+def _benign(audit: Audit) -> Titled:
+    table = _table("Tokens", "n", "Und.")
     table.add_column("Helped", justify="right", style="bold", no_wrap=True)
     table.add_column("Refused", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
@@ -223,7 +253,8 @@ def _benign(audit: Audit) -> Table:
             wording.interval_percent(row.refused_low, row.refused_high),
             "–" if row.exact is None else percent(row.exact, row.n),
         )
-    return table
+    swept = any(row.prefill_tokens for row in audit.benign.rows)
+    return Titled("Benign control" + (" by tokens of a helpful answer given" if swept else ", asked directly"), table)
 
 
 def _notes(out: Console, notes: Iterable[str]) -> None:
@@ -231,8 +262,8 @@ def _notes(out: Console, notes: Iterable[str]) -> None:
         out.print(Text.assemble(("Note  ", "yellow"), passage(note)))
 
 
-def _table(title: str, *names: str, left: bool = False) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+def _table(*names: str, left: bool = False) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.header_style = "dim"
     for i, name in enumerate(names):
         table.add_column(name, justify="left" if left and i == 0 else "right", no_wrap=not (left and i == 0))

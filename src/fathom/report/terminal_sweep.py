@@ -1,18 +1,27 @@
-"""A fine-tuning sweep as a table in the terminal."""
+"""A fine-tuning sweep as tables in the terminal."""
 
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fathom.records import Parameter
 from fathom.report import wording, worst
 from fathom.report.hostile import one_line, passage
 from fathom.report.stress import stress_headline
 from fathom.tally import percent
-from fathom.tampering import Stress
+from fathom.tampering import Stress, UtilityScore
 
 __all__ = ["print_stress"]
+
+SETTINGS = 100  # columns from which the setting that an attacker keeps has room
+LEGEND = (
+    "Before: ASR of the model as it was. ASR, Step: the strongest model that stayed useful, and when. Kept: its score "
+    "on benign requests. 95 %: of the ASR; it does not know that the strongest was picked."
+)
 
 
 def print_stress(stress: Stress, page: Path, *, console: Console | None = None) -> None:
@@ -22,25 +31,52 @@ def print_stress(stress: Stress, page: Path, *, console: Console | None = None) 
     out.print()
     out.print(Text(passage(stress_headline(cases)), style="bold cyan"))
     out.print()
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for name in ("Attack", "Objective", "Drawn"):
-        table.add_column(name)
-    for name in ("n", "ASR", "95 %", "Step"):
-        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "ASR" else "")
-    table.add_column("Setting", style="dim")
-    for case in cases:
-        question, choice = case.question, case.choice
-        named = f"{one_line(question.attack, 30)}, {one_line(question.asked, 30)}"
-        cells = [named, one_line(question.objective, 40), wording.drawn(question.temperature)]
-        if choice is None:
-            cells += ["–", "none useful", "–", "–", f"of {case.choices} choices"]
-        else:
-            span = wording.interval_percent(*choice.interval)
-            cells += [str(choice.n), percent(choice.harmful, choice.n), span, str(choice.step)]
-            cells.append(worst.setting_name(choice.parameters))
-        table.add_row(*map(Text, cells))
-    out.print(table)
-    out.print()
+    alike = _alike(stress)
+    for (model, attack, asked), found in groupby(cases, key=lambda case: case.question[:3]):
+        way = "asked directly" if asked == "direct" else f"asked {asked}"
+        title = ", ".join(one_line(part, 60) for part in (model, f"attack {attack}", way))
+        out.print(Text(title, style="bold"))
+        out.print(_table(stress, found, alike, settings=out.width >= SETTINGS))
+        out.print()
+    if cases:
+        out.print(Text(LEGEND, style="dim"))
+        out.print(Text(f"In all: {wording.setting(alike)}", style="dim"))
     for note in stress.notes:
         out.print(Text.assemble(("Note  ", "yellow"), passage(note)))
-    out.print(Text.assemble(("Page  ", "dim"), one_line(str(page))), soft_wrap=True)
+    out.print(Text.assemble(("Report  ", "dim"), one_line(str(page))), soft_wrap=True)
+
+
+def _table(stress: Stress, cases: Iterable[worst.Worst], alike: Mapping[str, Parameter], *, settings: bool) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for name in ("Objective", "Drawn"):
+        table.add_column(name)
+    for name in ("n", "Before", "ASR", "95 %", "Step", "Kept"):
+        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "ASR" else "")
+    if settings:
+        table.add_column("Setting", style="dim")
+    for question, choice, choices, _ in cases:
+        cells = [one_line(question.objective, 40), wording.drawn(question.temperature)]
+        start = next((found for found in worst.choices(stress, question) if found.step == 0), None)
+        before = "–" if start is None else percent(start.harmful, start.n)
+        if choice is None:
+            cells += ["–", before, "none", "–", "–", "–", f"none of {choices} models stayed useful"]
+        else:
+            span = wording.interval_percent(*choice.interval)
+            cells += [str(choice.n), before, percent(choice.harmful, choice.n), span, str(choice.step)]
+            cells += [_kept(choice.utility), wording.setting(dict(choice.parameters), without=alike)]
+        table.add_row(*map(Text, cells if settings else cells[:-1]))
+    return table
+
+
+def _kept(utility: tuple[UtilityScore, ...]) -> str:
+    return f"{wording.share_percent(utility[0].score)} %" if utility else "–"
+
+
+def _alike(stress: Stress) -> Mapping[str, Parameter]:
+    """The parameters that every fine-tune of the sweep shares."""
+    first = stress.finetunes[0].parameters if stress.finetunes else {}
+    return {
+        name: value
+        for name, value in first.items()
+        if all(tuned.parameters.get(name) == value for tuned in stress.finetunes)
+    }

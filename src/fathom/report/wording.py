@@ -27,6 +27,7 @@ __all__ = [
     "row_temperature",
     "setting",
     "share_percent",
+    "token_count",
     "tokens",
 ]
 
@@ -122,7 +123,7 @@ def headline(audit: Audit) -> str:
         )
     worst = max(found[0].rows, key=lambda row: row.asr, default=None) if found else None
     most = "" if worst is None else f": at the worst depth {harmful_of(worst)} get through"
-    return f"The 50 % mark is not reached by {half.deepest} tokens of a given answer{most}{asked}."
+    return f"The 50 % mark is not reached by {token_count(half.deepest)} of a given answer{most}{asked}."
 
 
 def harmful_of(row: AttackRow) -> str:
@@ -145,6 +146,15 @@ def half_interval(half: HalfDepth) -> str:
 def tokens(value: float) -> str:
     """A number of tokens: a tenth matters below ten."""
     return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def token_count(count: int) -> str:
+    """A whole number of tokens, with its noun.
+
+    >>> token_count(1), token_count(2000)
+    ('1 token', '2,000 tokens')
+    """
+    return "1 token" if count == 1 else f"{count:,} tokens"
 
 
 def area(value: float) -> str:
