@@ -101,7 +101,7 @@ def step_axis(steps: Iterable[int], title: str = "optimizer steps") -> alt.X:
     last = max(steps, default=1)
     shown = [0, *(2**i for i in range(20) if 2**i <= last)]
     scale = alt.Scale(type="symlog", constant=1, domain=[0, max(last, 1)], nice=False)
-    return alt.X("step:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False))
+    return alt.X("step:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False, format="d"))
 
 
 def position_axis(last: int, title: str = "response position") -> alt.X:

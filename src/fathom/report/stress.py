@@ -18,6 +18,7 @@ __all__ = ["read_answers", "render_stress", "stress_headline", "write_dynamics_r
 MOST_ANSWERS = 20_000  # that a page embeds; all are in the run's files
 MOST_NAMED = 4  # objectives in the sentence at the top: the weakest and the strongest ones
 MOST_STEPS = 9  # curves in a chart of dynamics
+REACHED = 0.25  # of the measured rows: positions that fewer reach are not drawn, for a mean of few rows is noise
 
 
 def write_stress_report(path: Path) -> Path:
@@ -133,7 +134,7 @@ def _curve_name(place: tuple[str, str, str]) -> str:
 
 def _title(place: tuple[str, str, str]) -> str:
     model, attack, asked = place
-    return f"{attack}, asked {asked}: {model}"
+    return f"{attack}, {'asked directly' if asked == 'direct' else f'asked {asked}'}: {model}"
 
 
 def _curves(stress: Stress, cases: Sequence[Worst]) -> dict[str, object]:
@@ -201,12 +202,14 @@ def _value(row: DynamicsRow, part: str) -> float | None:
 def _dynamics(moved: Dynamics) -> dict[str, object]:
     """By response position, one curve a step, darker as fine-tuning proceeds."""
     steps = _few(sorted({row.step for row in moved.rows}))
+    fewest = REACHED * max((row.n for row in moved.rows), default=0)
+    drawn = [row for row in moved.rows if row.step in steps and row.n >= fewest]
     specs: dict[str, object] = {}
     for part, title in PARTS.items():
         points: list[Point] = [
             {"position": row.position, "value": value, "step": f"step {row.step}", "order": row.step, "n": row.n}
-            for row in moved.rows
-            if row.step in steps and (value := _value(row, part)) is not None
+            for row in drawn
+            if (value := _value(row, part)) is not None
         ]
         if not points:
             continue
@@ -218,9 +221,9 @@ def _dynamics(moved: Dynamics) -> dict[str, object]:
             "step:N",
             title=None,
             scale=alt.Scale(domain=names, range=shades),
-            legend=alt.Legend(title=None, columns=MOST_STEPS),
+            legend=alt.Legend(title=None, columns=4),  # as many as a telephone has room for
         )
-        x = plot.position_axis(max(row.position for row in moved.rows))
+        x = plot.position_axis(max(row.position for row in drawn))
         y = alt.Y("value:Q", title=title, axis=alt.Axis(tickCount=5), scale=alt.Scale(zero=True))
         tips = ["position:Q", "step:N", alt.Tooltip("value:Q", title=title, format=".3f"), "n:Q"]
         base = plot.points_chart(points).encode(x=x, y=y, color=colour)
