@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import fathom.attack.suffix.evaluate as module
+import fathom.attack.suffix.feedforward as feedforward
 from fathom.attack.suffix.evaluate import PlainEvaluator, SharedEvaluator, evaluator
 from fathom.attack.suffix.objective import loss_of
 from fathom.attack.suffix.options import CrossEntropy, Mellowmax
@@ -47,7 +48,8 @@ def neighbours(suffix: tuple[int, ...], count: int, changes: int = 1, seed: int 
 
 
 @pytest.mark.parametrize("family", [*SHARED, *PLAIN])
-def test_every_architecture_gets_the_naive_losses(family: str) -> None:
+def test_every_architecture_gets_the_naive_losses(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feedforward, "PIECE_CPU", 7)
     model, case, suffix, said = tiny(family), a_case(), random_ids(6, seed=2), []
     found = evaluator(Scorer.of(model), case, suffix, CE, said.append)
     assert isinstance(found, SharedEvaluator if family in SHARED else PlainEvaluator)

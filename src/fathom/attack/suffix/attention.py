@@ -79,21 +79,23 @@ class CandidatePlan:
             q, k, v = (_blocks(x[:, :, place], run) for x in (query, key, value))
             if heads != kv_heads:
                 k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
-            merged, own_total = _attention(q, k, v, scale, causal=True)
-            if run.seen:
-                # Heads that share keys lie side by side, so they fold into the rows of one product with the trunk.
-                over = _attention(
-                    query[:, :, place].reshape(1, kv_heads, -1, width),
-                    trunk.key[:, :, : run.seen],
-                    trunk.value[:, :, : run.seen],
-                    scale,
-                    causal=False,
-                )
-                folded = over.values.reshape(heads, run.blocks, run.length, -1).transpose(0, 1)
-                log_over = over.log_total.reshape(heads, run.blocks, run.length).transpose(0, 1)
-                share = torch.sigmoid(log_over - own_total)[..., None].to(out.dtype)
-                merged = torch.lerp(merged, folded, share)  # exact: the two softmaxes by their normalisers
-            out[0, place] = merged.transpose(1, 2).reshape(-1, heads, out.shape[3])
+            own = _attention(q, k, v, scale, causal=True)
+            values = own.values.transpose(1, 2).reshape(-1, heads, out.shape[3])
+            if not run.seen:
+                out[0, place] = values
+                continue
+            over = _attention(
+                query[:, :, place].reshape(1, kv_heads, -1, width),
+                trunk.key[:, :, : run.seen],
+                trunk.value[:, :, : run.seen],
+                scale,
+                causal=False,
+            )
+            folded = over.values.reshape(heads, len(values), -1).transpose(0, 1)
+            log_over = over.log_total.reshape(heads, -1).T
+            log_own = own.log_total.transpose(1, 2).reshape(-1, heads)
+            share = torch.sigmoid(log_over - log_own)[..., None].to(out.dtype)
+            torch.lerp(values, folded, share, out=out[0, place])
         return out
 
 

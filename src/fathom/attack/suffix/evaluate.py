@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fathom.attack.suffix.attention import BasePlan, CandidatePlan, Keys, Run
+from fathom.attack.suffix.feedforward import lean_feed_forward
 from fathom.attack.suffix.objective import Reading, loss_of, read_targets
 from fathom.attack.suffix.options import Objective
 from fathom.attack.suffix.problem import Case
@@ -214,8 +215,10 @@ class SharedEvaluator(_Common):
             runs.append(Run(at, count, length, before + place))
             at += count * length
         plan = CandidatePlan(self._trunk, tuple(runs))
-        hidden = self._body(plan, torch.cat(positions), input_ids=torch.cat(ids)[None].to(self.device))
-        rows = hidden[0, torch.cat(kept).to(hidden.device)]
+        read = torch.cat(kept)
+        with lean_feed_forward(self.scorer.plain.base_model, read):
+            hidden = self._body(plan, torch.cat(positions), input_ids=torch.cat(ids)[None].to(self.device))
+        rows = hidden[0, read.to(hidden.device)]
         label = torch.tensor(targets).repeat(len(candidates))
         found = read_targets(self.scorer.head_logits(rows), label)
         own, nll, greedy = (part.view(len(candidates), wanted).cpu() for part in found)

@@ -12,7 +12,7 @@ from fathom.scoring import Logits
 
 __all__ = ["Reading", "loss_of", "read_targets"]
 
-CPU_BLOCK = 2**21  # logits at a time: they stay in the processor's cache
+CPU_BLOCK = 2**19  # logits at a time: they stay in the processor's cache
 GPU_BLOCK = 2**25
 
 
