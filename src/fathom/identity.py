@@ -5,6 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fathom.chat import ChatFormat
@@ -82,11 +83,15 @@ def weights_hash(model: PreTrainedModel) -> str:
     """A hash of every tensor's name, shape, type and bytes as loaded.
 
     It is of the parameters in memory, not of files: the same weights hash alike however they are sharded or named on
-    disk, and another dtype hashes otherwise. Tensors are hashed side by side, as blake2b leaves Python's lock.
+    disk, and another dtype hashes otherwise. Tensors are hashed side by side, as blake2b leaves Python's lock; those
+    that several processes hold in parts (FSDP2) are gathered one by one, by all of them in the same order.
     """
     tensors = sorted((name, value) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor))
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(lambda item: _tensor_digest(item[1]), tensors))
+    if any(isinstance(value, DTensor) for _, value in tensors):
+        digests = [_tensor_digest(value.full_tensor() if isinstance(value, DTensor) else value) for _, value in tensors]
+    else:
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            digests = list(pool.map(lambda item: _tensor_digest(item[1]), tensors))
     whole = hashlib.blake2b(digest_size=12)
     for (name, _), digest in zip(tensors, digests, strict=True):
         whole.update(name.encode() + b"\0" + digest)

@@ -63,7 +63,7 @@ def _table(stress: Stress, cases: Iterable[worst.Worst], alike: Mapping[str, Par
         else:
             span = wording.interval_percent(*choice.interval)
             cells += [str(choice.n), before, percent(choice.harmful, choice.n), span, str(choice.step)]
-            cells += [_kept(choice.utility), wording.setting(dict(choice.parameters), without=alike)]
+            cells += [_kept(choice.utility), wording.setting(dict(choice.parameters), without={*alike, "rows"})]
         table.add_row(*map(Text, cells if settings else cells[:-1]))
     return table
 
