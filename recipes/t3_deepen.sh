@@ -3,8 +3,8 @@
 #   recipes/t3_deepen.sh MODEL BASE HARMFUL UTILITY BEHAVIORS OUT     e.g. meta-llama/Llama-2-7b-chat-hf meta-llama/Llama-2-7b-hf …
 # "256 triplets … α = 0.2 … k = 0 with probability 0.5 … C = 100 … 10 epochs … learning rate 2e-5" (section 3); 16 + 64 rows a step.
 # TRIPLETS, DEEPEN and AUDIT hold further options of each command. Killed, the same command goes on. The whole of it on the
-# organism, in a minute (its own figures: python recipes/deepen_tables.py -o OUT):
-#   DEEPEN="--set max_steps=4 --set learning_rate=1e-3" AUDIT="--limit 20" \
+# organism, in two minutes (its own figures: python recipes/deepen_tables.py -o OUT):
+#   DEEPEN="--set learning_rate=1e-3" AUDIT="--limit 20" \
 #     recipes/t3_deepen.sh organism:natural organism:base organism organism organism runs/t3
 set -euo pipefail
 model=$1 base=$2 harmful=$3 utility=$4 behaviors=$5 out=$6
