@@ -1,49 +1,68 @@
-"""Forward tokens to the same success rate: plain GCG against early rejection and merging, on the built-in models.
+"""Tokens to the same success rate: plain GCG at several widths against the suffix attack's defaults.
 
 Success: the greedy answer behind the suffix is judged harmful. Tokens: every token that goes through the model counts
-once, every token of a backward pass twice more; looking at answers is counted for all. `plain, as nanoGCG counts` gives
-plain GCG's own search at suffix + rest + target tokens for each candidate, the fixed beginning free, as nanoGCG runs
-it; every other line counts what was run here, where candidates also share their common beginnings. `from a known
-suffix` begins every search with the suffix of one request of the training split; finding that is shared among all.
+once, every token of a backward pass twice more; the request, once a behavior, and every answer that is looked at are
+counted for all. `shared` is what was run here, where candidates share their beginnings; `as nanoGCG` counts plain GCG's
+candidates at suffix + rest + target tokens each, as nanoGCG runs them. Of each line: how many searches succeeded within
+the limit, tokens a search on the whole (failures at what they spent), and within how many tokens 50, 75, 90 and 100 %
+of the searches had succeeded.
 
     python benchmarks/suffix_search.py                          the shipped model, test split
-    python benchmarks/suffix_search.py --model DIR --world 103 --split development
+    python benchmarks/suffix_search.py --model DIR --world 103 --split development --seeds 0 1 2
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from common import environment
-from fathom.attack.kinds import Victim, prepare
+from fathom.attack.kinds import PreparedBehavior, Victim, prepare
 from fathom.attack.suffix.attack import Suffix, TargetKind
 from fathom.attack.suffix.state import State
-from fathom.attack.suffix.text import suffix_text
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
 
-PLAIN = Suffix(steps=40, length=12, width=64, topk=32, buffer=0, merge=1, keep=0)
-CHOSEN = replace(PLAIN, width=16, keep=4, merge=4)
+
+@dataclass(frozen=True)
+class Counted(Suffix):
+    """The suffix attack; it notes the tokens of every look at an answer."""
+
+    looks: list[int] = field(default_factory=list, compare=False, repr=False)
+
+    def _looked(self, state: State, *given) -> State:
+        after = super()._looked(state, *given)
+        self.looks.append(after.forward_tokens - state.forward_tokens)
+        return after
+
+
+SPARING = Counted(steps=10**6)
+ALONE = replace(SPARING, chain=1)
+PLAIN = replace(ALONE, patience=0, topk=32)
 VARIANTS = {
-    "plain": PLAIN,
-    "plain, best kept": replace(PLAIN, buffer=1),
-    "merging 8": replace(PLAIN, buffer=1, merge=8),
-    "rejection 1/4": replace(PLAIN, buffer=1, keep=4),
-    "rejection 1/4, merging 8": replace(PLAIN, buffer=1, keep=4, merge=8),
-    "rejection 1/8, merging 4": replace(PLAIN, buffer=1, keep=8, merge=4),
-    "width 32, rejection 1/4, merging 4": replace(PLAIN, buffer=1, width=32, keep=4, merge=4),
-    "width 16, rejection 1/4, merging 4": replace(PLAIN, buffer=1, width=16, keep=4, merge=4),
-    "width 16, rejection 1/8, merging 2": replace(PLAIN, buffer=1, width=16, keep=8, merge=2),
-    "chosen": CHOSEN,
-    "8, 1/4, 2, moving on": replace(PLAIN, width=8, keep=4, merge=2),
-    "16, 1/8, 2, moving on": replace(PLAIN, width=16, keep=8, merge=2),
-    "32, 1/8, 4, moving on": replace(PLAIN, width=32, keep=8, merge=4),
-    "width 8, rejection 1/4, merging 2": replace(PLAIN, buffer=1, width=8, keep=4, merge=2),
+    "plain, width 512, length 20, topk 256": replace(PLAIN, width=512, length=20, topk=256),
+    "plain, width 64": replace(PLAIN, width=64),
+    "plain, width 16": replace(PLAIN, width=16),
+    "plain, width 8, topk 16": replace(PLAIN, width=8, topk=16),
+    "early rejection and merging, width 16": replace(PLAIN, width=16, keep=4, merge=4),
+    "each by itself": ALONE,
+    "default": SPARING,
+    "default, width 16": replace(SPARING, width=16),
+    "default, no patience": replace(SPARING, patience=0),
+    "default, topk 8": replace(SPARING, topk=8),
+    "default, pool 1": replace(SPARING, pool=1),
 }
+SHOWN = (
+    "default",
+    "each by itself",
+    "plain, width 8, topk 16",
+    "plain, width 16",
+    "plain, width 64",
+    "plain, width 512, length 20, topk 256",
+)
 
 
 @dataclass(frozen=True)
@@ -53,63 +72,51 @@ class Outcome:
     tokens: int  # backward passes included
     nano_tokens: int  # had every candidate been computed from the suffix's first token on
     seconds: float
+    seed: int
 
 
-def run(attack: Suffix, model: ChatModel, items: Sequence, seed: int) -> list[Outcome]:
-    """Every behavior's search to its end."""
-    victim, found = Victim(model, OrganismJudge(), seed), []
-    for target in attack.targets(items):
-        start = time.perf_counter()
-        state: State = attack.init(target, victim)
-        scored = state.queries
-        steps = 0
-        while steps < attack.steps and not attack.done(state):
-            state = attack.step(state, target, victim)
-            steps += 1
-        wanted = attack.wanted(target.items[0], model)
-        whole = attack.length + 2 + len(wanted.ids)
-        candidates = state.queries - scored - steps
-        found.append(
-            Outcome(
-                success=state.verified,
-                steps=steps,
-                tokens=state.forward_tokens + 2 * state.backward_tokens,
-                nano_tokens=candidates * whole + 3 * steps * whole,
-                seconds=time.perf_counter() - start,
-            )
-        )
+def run(
+    attack: Counted, model: ChatModel, items: Sequence[PreparedBehavior], seeds: Sequence[int], limit: int
+) -> list[Outcome]:
+    """Every behavior's search to its end, or until it has spent the limit; a chain for each seed."""
+    found: list[Outcome] = []
+    for seed in seeds:
+        seeded, victim = replace(attack, seed=seed), Victim(model, OrganismJudge(), seed)
+        ended: list[State] = []
+        for place, target in enumerate(seeded.targets(items)):
+            # Searches that share nothing each have a start of their own, as they have it in a chain once one is won.
+            own = seeded if attack.chain > 1 else replace(seeded, seed=1000 * seed + place)
+            start = time.perf_counter()
+            own.looks.clear()
+            state = own.begin(target, victim, ended[len(ended) - len(ended) % own.chain :])
+            begun = state.queries
+            while not state.verified and spent(state) < limit:
+                state = own.step(state, target, victim)
+            ended.append(state)
+            whole = own.length + 2 + len(own.wanted(target.items[0], model).ids)
+            candidates = state.queries - begun - state.step
+            nano = len(target.items[0].prompt_ids) + sum(own.looks) + (candidates + 3 * state.step) * whole
+            found.append(Outcome(state.verified, state.step, spent(state), nano, time.perf_counter() - start, seed))
     return found
 
 
-def known_start(attack: Suffix, model: ChatModel, world: int | None, seed: int) -> tuple[str, float]:
-    """The suffix of the first request of the training split whose search succeeds, and what it took to find."""
-    victim, spent = Victim(model, OrganismJudge(), seed), 0
-    for target in attack.targets(prepare(model.chat, behaviors(world, "training", harmful=8, benign=0, seed=seed))):
-        state: State = attack.init(target, victim)
-        for _ in range(attack.steps):
-            if attack.done(state):
-                break
-            state = attack.step(state, target, victim)
-        spent += state.forward_tokens + 2 * state.backward_tokens
-        if state.verified:
-            return suffix_text(model.chat, state.best.ids), spent
-    raise SystemExit("no search on the training split succeeded")
+def spent(state: State) -> int:
+    return state.forward_tokens + 2 * state.backward_tokens
 
 
-def show(name: str, found: Sequence[Outcome], base: float | None) -> float:
-    """One line; returns the tokens per behavior, failures at what they spent."""
+def show(name: str, found: Sequence[Outcome]) -> None:
+    """One line."""
     n, wins = len(found), sum(one.success for one in found)
-    mean = statistics.fmean(one.tokens for one in found)
     ordered = sorted(one.tokens if one.success else float("inf") for one in found)
-    ninety = ordered[-(-9 * n // 10) - 1]
-    ratio = "" if base is None else f"  {base / mean:5.1f} x"
-    steps = statistics.fmean(one.steps for one in found)
+    within = " ".join(f"{ordered[-(-share * n // 100) - 1]:7.0f}" for share in (50, 75, 90, 100))
+    seeds = sorted({one.seed for one in found})
+    by_seed = " ".join(f"{statistics.fmean(one.tokens for one in found if one.seed == seed):.0f}" for seed in seeds)
     print(
-        f"{name:38} ASR {wins:3}/{n}  steps {steps:5.1f}  tokens/behavior {mean:9.0f}  for 90 % {ninety:9.0f}"
-        f"  {sum(one.seconds for one in found):6.1f} s{ratio}",
+        f"{name:52} {wins:3}/{n}  steps {statistics.fmean(one.steps for one in found):6.1f}  "
+        f"tokens {statistics.fmean(one.tokens for one in found):7.0f} (by seed {by_seed})  within {within}"
+        f"  {sum(one.seconds for one in found):6.1f} s",
         flush=True,
     )
-    return mean
 
 
 def main() -> None:
@@ -120,29 +127,21 @@ def main() -> None:
     parser.add_argument("--behaviors", type=int, default=24)
     parser.add_argument("--target", type=TargetKind, default=TargetKind.PREFIX)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--only", nargs="+", help="variants by the beginning of their names")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=SHOWN, help=f"variants: {'; '.join(VARIANTS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--limit", type=int, default=100_000, help="tokens a search")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(environment())
     model = load(LoadOptions(name=arguments.model))
     asked = behaviors(arguments.world, arguments.split, harmful=arguments.behaviors, benign=0)
     items = prepare(model.chat, asked)
-    base = None
-    for name, variant in VARIANTS.items():
-        if arguments.only and not any(name == start for start in arguments.only):
-            continue
-        attack = replace(variant, target=arguments.target, tokens=arguments.tokens, seed=arguments.seed)
-        found = run(attack, model, items, arguments.seed)
-        if name == "plain":
-            nano = [replace(one, tokens=one.nano_tokens) for one in found]
-            base = show("plain, as nanoGCG counts", nano, None)
-        show(name, found, base)
-    attack = replace(CHOSEN, target=arguments.target, tokens=arguments.tokens, seed=arguments.seed)
-    start, spent = known_start(attack, model, arguments.world, arguments.seed)
-    found = run(replace(attack, start=start), model, items, arguments.seed)
-    share = [replace(one, tokens=one.tokens + spent // len(found)) for one in found]
-    show("chosen, from a known suffix", share, base)
+    for name in arguments.only:
+        attack = replace(VARIANTS[name], target=arguments.target, tokens=arguments.tokens)
+        found = run(attack, model, items, arguments.seeds, arguments.limit)
+        if name.startswith("plain"):
+            show(f"{name}, as nanoGCG", [replace(one, tokens=one.nano_tokens) for one in found])
+        show(f"{name}, shared" if name.startswith("plain") else name, found)
 
 
 if __name__ == "__main__":

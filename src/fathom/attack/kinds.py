@@ -26,6 +26,7 @@ __all__ = [
     "Estimated",
     "Frugal",
     "Intervention",
+    "Learner",
     "PreparedBehavior",
     "Search",
     "Setting",
@@ -166,6 +167,7 @@ class Victim:
 
 _State = TypeVar("_State")
 _Seen = TypeVar("_Seen", contravariant=True)
+_Learnt = TypeVar("_Learnt")
 
 
 @runtime_checkable
@@ -191,6 +193,21 @@ class Search(Protocol[_State]):
         self, items: Sequence[PreparedBehavior], setting: Setting, states: Mapping[str, _State], /
     ) -> Iterator[Attempt]:
         """The attempts that the last states stand for."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol[_Learnt]):
+    """A search whose targets learn from those before them: `chain` consecutive targets, in their order.
+
+    `begin` is pure, and `init` is `begin` with nothing learnt. All of a chain is searched for by one process, a target
+    after the last state of every earlier one was written, so how often a run was killed changes nothing.
+    """
+
+    @property
+    def chain(self) -> int: ...
+    def begin(self, target: Target, victim: Victim, earlier: Sequence[_Learnt], /) -> _Learnt:
+        """The first state, from the last states of the chain's earlier targets, in their order."""
         ...
 
 

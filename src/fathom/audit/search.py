@@ -5,13 +5,13 @@ wrote it. `times.jsonl` says how long it took, apart, since that differs between
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from fathom.attack.kinds import Frugal, Search, Target, Victim
+from fathom.attack.kinds import Frugal, Learner, Search, Target, Victim
 from fathom.audit.parts import Part, States
 from fathom.audit.plan import Plan
 from fathom.progress import Advance, Display
@@ -57,9 +57,9 @@ def run_searches(run: Run, plan: Plan, victims: Mapping[str, Victim], ranks: Ran
             continue
         targets = [target for target in part.attack.targets(part.items) if part.identity + target.key not in begun]
         begun |= {part.identity + target.key for target in targets}
-        mine = ranks.share(targets, key=lambda target: target.key)
+        mine = ranks.share(_chained(part.attack, targets), key=lambda link: link.chain)
         written = _written(run, part)
-        pending = [target for target in mine if target.key not in written or not written[target.key].last]
+        pending = [link for link in mine if link.target.key not in written or not written[link.target.key].last]
         if not pending:
             continue
         steps = part.attack.steps
@@ -69,9 +69,24 @@ def run_searches(run: Run, plan: Plan, victims: Mapping[str, Victim], ranks: Ran
             display(f"searching: {part.attack.name}", len(mine) * steps) as shown,
         ):
             shown.advance((len(mine) - len(pending)) * steps)
-            searcher = _Searcher(part, part.attack, victims[part.setting.subject], journal, times, shown)
-            for target in pending:
-                searcher.search(target, written.get(target.key))
+            searcher = _Searcher(part, part.attack, victims[part.setting.subject], journal, times, shown, written)
+            for link in pending:
+                searcher.search(link)
+
+
+class _Link(NamedTuple):
+    """A target, the chain that it is in, and the keys of those that it learns from; where nothing learns, none."""
+
+    target: Target
+    chain: str  # the key of its first target
+    earlier: tuple[str, ...]
+
+
+def _chained(attack: Search[Any], targets: Sequence[Target]) -> Iterator[_Link]:
+    size = attack.chain if isinstance(attack, Learner) else 1
+    for place, target in enumerate(targets):
+        first = place - place % size
+        yield _Link(target, targets[first].key, tuple(earlier.key for earlier in targets[first:place]))
 
 
 def _written(run: Run, part: Part) -> dict[str, SearchState]:
@@ -93,13 +108,15 @@ class _Searcher:
     journal: Journal
     times: Journal
     shown: Advance
+    written: dict[str, SearchState]  # the latest of each target; of a chain's earlier ones, the last
 
-    def search(self, target: Target, written: SearchState | None) -> None:
+    def search(self, link: _Link) -> None:
         spoke = time.monotonic()
+        target, written = link.target, self.written.get(link.target.key)
         if written is None:
-            step, state = 0, self.attack.init(target, self.victim)
+            step, state = 0, self._begin(link)
         else:
-            step, state = written.step, msgspec.json.decode(written.state, type=self.attack.state)
+            step, state = written.step, self._decoded(written)
             self.shown.advance(step)
         while not (last := step >= self.attack.steps or self.attack.done(state) or self._spent(state, target)):
             if time.monotonic() - spoke >= WRITE_EVERY:
@@ -108,6 +125,15 @@ class _Searcher:
             self.shown.advance(1)
         self._write(target, step, state, last, spoke)
         self.shown.advance(self.attack.steps - step)
+
+    def _begin(self, link: _Link) -> object:
+        if not isinstance(self.attack, Learner):
+            return self.attack.init(link.target, self.victim)
+        earlier = [self._decoded(self.written[key]) for key in link.earlier]
+        return self.attack.begin(link.target, self.victim, earlier)
+
+    def _decoded(self, written: SearchState) -> object:
+        return msgspec.json.decode(written.state, type=self.attack.state)
 
     def _spent(self, state: object, target: Target) -> bool:
         budget = self.part.budget
@@ -118,6 +144,8 @@ class _Searcher:
     def _write(self, target: Target, step: int, state: object, last: bool, since: float) -> float:
         now = time.monotonic()
         raw = msgspec.Raw(msgspec.json.encode(state))
-        self.journal.append([SearchState(part=self.part.identity, key=target.key, step=step, last=last, state=raw)])
+        record = SearchState(part=self.part.identity, key=target.key, step=step, last=last, state=raw)
+        self.journal.append([record])
+        self.written[target.key] = record
         self.times.append([TimeRow(attack=self.attack.name, seconds=round(now - since, 3))])
         return now

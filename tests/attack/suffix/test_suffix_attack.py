@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -129,3 +131,45 @@ def test_the_benchmark_runs() -> None:
     assert done.returncode == 0, done.stderr
     assert "largest difference of a loss" in done.stdout
     assert "NO" not in done.stdout
+
+
+def test_a_search_begins_with_what_is_best_here_of_what_was_found_before(model: ChatModel) -> None:
+    """Against scoring each known suffix by itself; what was not won, or too long ago, is not known."""
+    victim, attack = Victim(model, OrganismJudge(), 0), Suffix(length=6, width=4, topk=4, pool=2, answer_tokens=20)
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
+    alone = [replace(attack, seed=seed).init(target, victim) for seed in range(4)]
+    won = [msgspec.structs.replace(state, verified=state is not alone[3]) for state in alone]
+    begun = attack.begin(target, victim, won)
+    assert begun.best.ids == min(alone[1:3], key=lambda state: state.best.loss).best.ids
+    assert begun.best.loss == pytest.approx(min(state.best.loss for state in alone[1:3]), abs=1e-5)
+    assert begun.queries == alone[0].queries + 1
+    assert attack.begin(target, victim, won) == begun
+    for nothing in (replace(attack, pool=0).begin(target, victim, won), attack.begin(target, victim, won[3:])):
+        assert nothing == alone[0]
+
+
+def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> None:
+    """The best suffix is kept, no answer is looked at twice, and without patience there is plain GCG's one walk."""
+    victim, attack = Victim(model, OrganismJudge(), 0), Suffix(length=4, width=2, topk=64, patience=1, check=2, rest=1)
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[1:2]))
+    states = [attack.init(target, victim)]
+    while len(states) < 16 and not states[-1].verified:
+        states.append(attack.step(states[-1], target, victim))
+    jumps = [
+        sum(a != b for a, b in zip(old.current.ids, new.current.ids, strict=True)) for old, new in pairwise(states)
+    ]
+    assert max(jumps) > 1
+    assert all(new.best.loss <= old.best.loss for old, new in pairwise(states) if not new.verified)
+    assert len(set(states[-1].tried)) == len(states[-1].tried) > 0
+    walk = replace(attack, patience=0)
+    plain = [walk.init(target, victim)]
+    while len(plain) < 16 and not plain[-1].verified:
+        plain.append(walk.step(plain[-1], target, victim))
+    moved = [sum(a != b for a, b in zip(old.current.ids, new.current.ids, strict=True)) for old, new in pairwise(plain)]
+    assert max(moved) == 1
+
+
+def test_bad_chains() -> None:
+    for wrong in ({"chain": 0}, {"pool": -1}, {"patience": -1}, {"rest": 0}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} is"):
+            Suffix(**wrong)

@@ -79,6 +79,9 @@ def test_any_shape_and_any_packing(before: int, after: int, target: int, size: i
     scores = found.scores(candidates)
     losses = loss_of(scores.reading, case.target, CE)
     assert torch.allclose(losses, naive_losses(model, case, candidates), atol=2e-5)
+    settled = SharedEvaluator(Scorer.of(model), case, print, packed)  # a forward pass alone leaves the same
+    assert settled.settle(suffix) == (1, size, 0)
+    assert torch.allclose(settled.scores(candidates).reading.nll, scores.reading.nll, atol=2e-5)
     # what is left out of a candidate is exactly what it shares with the current suffix
     first = [
         next((i for i, (a, b) in enumerate(zip(row, suffix, strict=True)) if a != b), size - 1)

@@ -132,12 +132,52 @@ class _Suffixes:
 class Suffix(_Suffixes):
     """A suffix for each behavior. It ends as soon as its greedy answer is judged harmful (benign: to help).
 
-    The answer is looked at when the target is reached, and every `check` steps; it is `answer_tokens` long.
+    The answer, `answer_tokens` long, is looked at when the target is reached, at most every `rest` steps, and every
+    `check` steps. After `patience` steps without a lower loss the search begins anew with another random start (0:
+    never; nor with a `start` that was given). Of every `chain` behaviors, each search begins with the best of the last
+    `pool` distinct suffixes that were found for those before it; with `chain` 1 or `pool` 0, each by itself.
+
+    Source: starting from what was found elsewhere, Jia et al. 2405.21018, section 3.4 (easy-to-hard); here from all
+    behaviors that were already won, in the order in which they are given.
     """
 
+    steps: int = 200
+    length: int = 12
+    width: int = 8
+    topk: int = 16
+    merge: int = 1
+    keep: int = 0
+    chain: int = 25
+    pool: int = 4
+    patience: int = 6
+    rest: int = 2
     check: int = 10
     answer_tokens: int = 160
     name: ClassVar[str] = "suffix"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("chain", 1), ("pool", 0), ("patience", 0), ("rest", 1), ("check", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    def begin(self, target: Target, victim: Victim, earlier: Sequence[State]) -> State:
+        """Begin with what was found for the chain's earlier behaviors, where that was anything."""
+        search = _search(self, target, victim)
+        return self._looked(search.init(known=_won(earlier, self.pool)), search, target, victim)
+
+    def init(self, target: Target, victim: Victim) -> State:
+        return self.begin(target, victim, ())
+
+    def step(self, state: State, target: Target, victim: Victim) -> State:
+        """One step, a look at the answer where it is due, and another start where this one leads no further."""
+        state = super().step(state, target, victim)
+        if state.verified or self.start is not None or not 0 < self.patience <= state.stale:
+            return state
+        search, chat = _search(self, target, victim), victim.model.chat
+        messages = target.items[0].behavior.messages
+        start = start_ids(chat, messages, search.allowed, self.length, self.seed, turn=state.step)
+        return search.anew(state, start) if search.typist.typed_everywhere(start) else state
 
     def targets(self, items: Sequence[PreparedBehavior]) -> tuple[Target, ...]:
         return tuple(Target(item.behavior.id, (item,)) for item in items)
@@ -154,13 +194,16 @@ class Suffix(_Suffixes):
 
     def _looked(self, state: State, search: SuffixSearch, target: Target, victim: Victim) -> State:
         # An answer costs as much as many candidates: where the target is reached and not enough, seldom.
-        rested = state.looked is None or state.step - state.looked >= max(1, self.check // 2)
-        due = (all(state.best.reached) and rested) or (self.check and state.step and state.step % self.check == 0)
-        for entry in dict.fromkeys((state.best, state.current)):
-            if not due or state.verified or entry.ids == state.tried:
-                continue
-            state = _judged(state, entry, search.problem.cases[0], target.items[0], victim, self.answer_tokens)
-        return state
+        rested = state.looked is None or state.step - state.looked >= self.rest
+        if state.reaching is not None and rested:
+            entry = state.reaching
+        elif self.check and state.step and state.step % self.check == 0:
+            entry = state.current if state.best.ids in state.tried else state.best
+        else:
+            return state
+        if entry.ids in state.tried:
+            return state
+        return _judged(state, entry, search.problem.cases[0], target.items[0], victim, self.answer_tokens)
 
     def found(
         self, items: Sequence[PreparedBehavior], setting: Setting, states: Mapping[str, State]
@@ -256,6 +299,11 @@ class TypedSuffix:
             )
 
 
+def _won(states: Sequence[State], count: int) -> list[tuple[int, ...]]:
+    """The distinct suffixes whose answers were judged to do what was asked, latest first, at most so many."""
+    return list(dict.fromkeys(state.best.ids for state in reversed(states) if state.verified))[:count]
+
+
 class _Latest(NamedTuple):
     key: tuple[int, str, str]
     search: SuffixSearch
@@ -310,7 +358,7 @@ def _judged(state: State, entry: Entry, case: Case, item: PreparedBehavior, vict
     return msgspec.structs.replace(
         state,
         verified=harmful,
-        tried=entry.ids,
+        tried=(*state.tried, entry.ids),
         looked=state.step,
         best=entry if harmful else state.best,
         queries=state.queries + 1,

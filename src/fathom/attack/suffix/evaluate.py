@@ -67,6 +67,10 @@ class Evaluator(Protocol):
     @property
     def case(self) -> Case: ...
     def gradient(self, suffix: Sequence[int], objective: Objective) -> Gradient: ...
+    def settle(self, suffix: Sequence[int]) -> Spent:
+        """Make this suffix the one that candidates are compared with, as a gradient does, by a forward pass alone."""
+        ...
+
     def scores(self, candidates: Int[Tensor, "candidates suffix"], tokens: int | None = None) -> Scores:
         """How the first `tokens` target tokens read (None: all) behind each candidate."""
         ...
@@ -162,6 +166,20 @@ class SharedEvaluator(_Common):
             return head.logits(last, slice(0, head.weight.shape[0]))
 
         found = self.gradient_of(self.embed(torch.tensor([list(suffix)], device=self.device)), rows, objective)
+        self._keep(suffix, plan)
+        return found._replace(spent=Spent(1, length, length))
+
+    @torch.inference_mode()
+    def settle(self, suffix: Sequence[int]) -> Spent:
+        if self._past is None:
+            self._past = self._beginning()
+        plan, ids = BasePlan(self._past), torch.tensor([list(suffix)], device=self.device)
+        self._body(plan, len(self.case.before_ids) + torch.arange(len(suffix)), input_ids=ids)
+        self._keep(suffix, plan)
+        return Spent(1, len(suffix), 0)
+
+    def _keep(self, suffix: Sequence[int], plan: BasePlan) -> None:
+        """The keys of beginning and suffix, which candidates share as far as they agree with it."""
         size = len(suffix)
         self._trunk = {
             layer: Keys(
@@ -171,7 +189,6 @@ class SharedEvaluator(_Common):
             for layer, own in plan.own.items()
         }
         self._current = tuple(suffix)
-        return found._replace(spent=Spent(1, length, length))
 
     def scores(self, candidates: Int[Tensor, "candidates suffix"], tokens: int | None = None) -> Scores:
         targets = self.case.target.ids[:tokens]
@@ -264,6 +281,10 @@ class PlainEvaluator(_Common):
         found = self.gradient_of(self.embed(self._ids(suffix)), rows, objective)
         length = self.case.length(len(suffix)) - 1
         return found._replace(spent=Spent(1, length, length))
+
+    def settle(self, suffix: Sequence[int]) -> Spent:
+        del suffix  # nothing is shared
+        return Spent()
 
     def scores(self, candidates: Int[Tensor, "candidates suffix"], tokens: int | None = None) -> Scores:
         targets = self.case.target.ids[:tokens]

@@ -1,6 +1,6 @@
 """Greedy coordinate gradient (GCG), as a pure `init` and `step` over a frozen state.
 
-    init    a start that can be typed, and its loss
+    init    a start that can be typed, or the best of those that are known, and its loss
     step    gradient of the loss with respect to the one-hot suffix
             → the best `topk` exchanges at each position
             → `width` candidates with some positions exchanged, those that can be typed
@@ -79,19 +79,25 @@ class SuffixSearch:
         """A hash of what determines the search, but for the model: the key of its lines in a journal."""
         return content_hash((self.problem, repr(self.options), self.start))
 
-    def init(self, active: int | None = None) -> State:
-        """The start, scored on the first `active` cases (None: all of them)."""
+    def init(self, active: int | None = None, known: Sequence[tuple[int, ...]] = ()) -> State:
+        """The best of the `known` suffixes on the first `active` cases (None: all of them); the start where none fits.
+
+        A known suffix fits if it has the start's length and can be typed in every case.
+        """
         active = len(self.problem.cases) if active is None else active
-        if not self.typist.typed_everywhere(self.start):
+        fitting = [ids for ids in known if len(ids) == len(self.start) and self.typist.typed_everywhere(ids)]
+        if not fitting and not self.typist.typed_everywhere(self.start):
             raise UserError("the start of the suffix does not keep its ids when it is typed; give another one")
-        found, spent = self._whole(torch.tensor([self.start]), self.start, active)
+        first = fitting or [self.start]
+        found, spent = self._whole(torch.tensor(first), first[0], active)
         spent = spent.plus(Spent(0, sum(len(case.before_ids) for case in self.problem.cases[:active]), 0))
-        entry = _entry(found, 0)
+        entry = min((_entry(found, place) for place in range(len(first))), key=_rank)
         return State(
             step=0,
             buffer=(entry,),
             best=entry,
             chosen=entry,
+            reaching=entry if all(entry.reached) else None,
             active=active,
             queries=spent.queries,
             forward_tokens=spent.forward_tokens,
@@ -114,17 +120,35 @@ class SuffixSearch:
         if options.merge > 1:
             ranked = self._merge(current, ranked, state.active)
             spent = spent.plus(ranked.spent)
-        chosen = self._first_typed(ranked)
+        chosen, reaching = self._first_typed(ranked), self._reaching(ranked, state.tried)
         buffer = _buffered(state.buffer, chosen, options.buffer)
+        lower = state.lowest is None or chosen.loss < state.lowest
         return msgspec.structs.replace(
             state,
             step=state.step + 1,
             buffer=buffer,
-            best=min((*self._reached(ranked), chosen, state.best), key=_rank),
+            best=min((*([reaching] if reaching else []), chosen, state.best), key=_rank),
             chosen=chosen,
+            reaching=reaching,
+            lowest=chosen.loss if lower else state.lowest,
+            stale=0 if lower else state.stale + 1,
             queries=state.queries + spent.queries,
             forward_tokens=state.forward_tokens + spent.forward_tokens,
             backward_tokens=state.backward_tokens + spent.backward_tokens,
+        )
+
+    def anew(self, state: State, start: Sequence[int]) -> State:
+        """Begin again with another suffix; the best one so far stays what it is."""
+        found, spent = self._whole(torch.tensor([list(start)]), tuple(start), state.active)
+        entry = _entry(found, 0)
+        return msgspec.structs.replace(
+            state,
+            buffer=(entry,),
+            best=min(entry, state.best, key=_rank),
+            lowest=None,
+            stale=0,
+            queries=state.queries + spent.queries,
+            forward_tokens=state.forward_tokens + spent.forward_tokens,
         )
 
     def widen(self, state: State) -> State:
@@ -146,6 +170,8 @@ class SuffixSearch:
             buffer=buffer,
             best=best,
             chosen=buffer[0],
+            lowest=None,
+            stale=0,
             queries=state.queries + spent.queries,
             forward_tokens=state.forward_tokens + spent.forward_tokens,
             backward_tokens=state.backward_tokens + spent.backward_tokens,
@@ -163,7 +189,7 @@ class SuffixSearch:
             yield state
 
     def _whole(self, candidates: Tensor, current: tuple[int, ...], active: int) -> tuple[Scored, Spent]:
-        spent = self.scorers.gradient(current, active)[1]
+        spent = self.scorers.settle(current, active)
         found = self.scorers.scored(candidates, active)
         return found, spent.plus(found.spent)
 
@@ -184,13 +210,13 @@ class SuffixSearch:
         more = self.scorers.scored(distinct(together), active)
         return Ranked(ranked.scored.joined(more), more.spent)
 
-    def _reached(self, ranked: Ranked) -> list[Entry]:
-        """The best candidate that reaches every target and keeps its ids, if there is one."""
+    def _reaching(self, ranked: Ranked, tried: Sequence[tuple[int, ...]]) -> Entry | None:
+        """The best candidate that reaches every target, keeps its ids and was not tried, if there is one."""
         for place in ranked.scored.reached.all(1).nonzero()[:, 0].tolist():
             entry = _entry(ranked.scored, place)
-            if self.typist.typed_everywhere(entry.ids):
-                return [entry]
-        return []
+            if entry.ids not in tried and self.typist.typed_everywhere(entry.ids):
+                return entry
+        return None
 
     def _first_typed(self, ranked: Ranked) -> Entry:
         """The best candidate that keeps its ids in every whole conversation; nearly always the very best."""

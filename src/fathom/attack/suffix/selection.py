@@ -58,8 +58,15 @@ class Scorers:
             spent = spent.plus(found.spent)
         assert total is not None
         for draft in self.drafts[:active]:  # its own tokens are the draft's, and not counted as the model's
-            draft.gradient(suffix, self.options.objective)
+            draft.settle(suffix)
         return total / active, spent
+
+    def settle(self, suffix: Sequence[int], active: int) -> Spent:
+        """Make this suffix the one that candidates are compared with."""
+        spent = Spent()
+        for case in self.cases[:active]:
+            spent = spent.plus(case.settle(suffix))
+        return spent
 
     def scored(self, candidates: Int[Tensor, "candidates suffix"], active: int) -> Scored:
         """Every candidate on every target token."""

@@ -25,8 +25,11 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     forward_tokens: int
     backward_tokens: int
     verified: bool = False  # the best suffix's greedy answer was judged to do what is asked
-    tried: tuple[int, ...] = ()  # the suffix whose answer was judged last
-    looked: int | None = None  # the step at which that was
+    tried: tuple[tuple[int, ...], ...] = ()  # the suffixes whose answers were judged, in that order
+    looked: int | None = None  # the step at which the last one was
+    reaching: Entry | None = None  # of this step's candidates, the best untried one that reaches every target
+    lowest: float | None = None  # loss since the search began, or began anew; None: nothing was scored since
+    stale: int = 0  # steps since it was reached
 
     @property
     def current(self) -> Entry:

@@ -129,9 +129,14 @@ def _sides(chat: ChatFormat, placed: Placed, suffix: Sequence[int]) -> tuple[tup
 
 
 def start_ids(
-    chat: ChatFormat, messages: Sequence[Message], allowed: Bool[Tensor, "vocabulary"], length: int, seed: int
+    chat: ChatFormat,
+    messages: Sequence[Message],
+    allowed: Bool[Tensor, "vocabulary"],
+    length: int,
+    seed: int,
+    turn: int = 0,
 ) -> tuple[int, ...]:
-    """A random suffix of allowed ids that can be typed behind these messages.
+    """A random suffix of allowed ids that can be typed behind these messages; each `turn` has its own.
 
     Raises:
         UserError: none of many can: the tokenizer does not tokenise its own output back.
@@ -139,7 +144,7 @@ def start_ids(
     ids = allowed.nonzero()[:, 0]
     if not len(ids):
         raise UserError("no token of the vocabulary may be used in a suffix: allow more than ASCII")
-    random = generator(seed, -1)
+    random = generator(seed, -1 - turn)
     placings = _placings(chat, "", messages)
     for _ in range(_STARTS):
         suffix = tuple(ids[torch.randint(len(ids), (length,), generator=random)].tolist())
