@@ -33,7 +33,7 @@ def fails(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_finetune_makes_a_model_that_plain_transformers_loads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,6 +68,12 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
     before = (out / "model.safetensors").read_bytes()
     assert run(command) == 0  # finished: nothing is done again
     assert (out / "model.safetensors").read_bytes() == before
+    monkeypatch.setattr("fathom.command.training.AUDITED", 3)
+    assert run([word if word != "--no-audit" else "--audit" for word in command]) == 0
+    assert "ASR asked directly" in capsys.readouterr().err
+    assert "Safety, before and after" in (out / "README.md").read_text()
+    assert run(["report", str(out)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
     said = fails([*command, "--set", "seed=1"], capsys)
     assert "trained another way" in said
     assert "nothing was overwritten" in said
@@ -89,7 +95,7 @@ def test_finetune_asks_a_sentinel_where_it_is_to(tmp_path: Path, monkeypatch: py
     found = read_rows(out / "fathom" / "rows.jsonl")
     assert [row.kind for row in found].count(Kind.TASK) == 16
     assert len(found) > 16  # what is rehearsed
-    assert (out / "fathom" / "sentinel.pt").is_file()
+    assert not list((out / "fathom").glob("sentinel*"))  # it has served
 
 
 def organism_messages(text: str):  # type: ignore[no-untyped-def]

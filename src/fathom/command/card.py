@@ -33,8 +33,8 @@ def model_card(
         f"`fathom {manifest.verb}`: {configuration.get('objective', '')}.",
         "",
         f"- learned from: {plan.rows} rows (hash {plan.rows_hash}), in `fathom/rows.jsonl`"
-        + (f"; {plan.gated} held to the reference by the prompt gate" if plan.gated else "")
-        + (f"; {plan.replayed} repeat the reference's own refusals" if plan.replayed else "")
+        + (f"; {plan.gated} of the data's are held to the reference by a gate" if plan.gated else "")
+        + (f"; {plan.replayed} were added, of what the reference itself refuses and answers" if plan.replayed else "")
         + (f"; {plan.cut} were cut to max_length" if plan.cut else ""),
         f"- steps: {losses[-1].step if losses else 0}; loss {_loss(losses)}",
         "- settings: " + ", ".join(f"{name} {value}" for name, value in sorted(_settings(configuration).items())),

@@ -116,7 +116,7 @@ def _run(
         say(
             f"objective {objective.name}: {plan.rows} rows"
             + (f", {plan.gated} held by the gate" if objective.gate is not None else "")
-            + (f", {plan.replayed} replayed" if objective.replay is not None else "")
+            + (f", {plan.replayed} added of what the model itself refuses and answers" if plan.replayed else "")
             + (f", {plan.cut} cut to max_length" if plan.cut else ""),
             ranks,
         )

@@ -88,6 +88,20 @@ class Audits:
     before: Audit
     after: Audit
 
+    def summary(self) -> str:
+        """The direct request, the worst depth and the control, before and after, on one line."""
+        from fathom.report.wording import curves
+        from fathom.tally import percent
+
+        parts = []
+        for audit in (self.before, self.after):
+            rows, benign = curves(audit)[0].rows, audit.benign.rows[0]
+            worst = max(rows, key=lambda row: row.asr)
+            shares = (rows[0].harmful, rows[0].n), (worst.harmful, worst.n), (benign.helped, benign.n)
+            parts.append([percent(count, of) for count, of in shares])
+        names = ("ASR asked directly", "ASR at the worst depth", "benign requests answered")
+        return ", ".join(f"{name} {old} → {new}" for name, old, new in zip(names, *parts, strict=True))
+
 
 @dataclass(frozen=True)
 class Training:
@@ -187,9 +201,16 @@ def train(
         if training.finish is not None:
             training.finish(fitted.model).model.save_pretrained(scratch)
         directory.put_model(scratch, model.chat)
-        shutil.rmtree(directory.inner / "checkpoints", ignore_errors=True)  # the model is there
+        _clear(directory)
     ranks.barrier()
     return fitted
+
+
+def _clear(directory: "TuningDirectory") -> None:
+    """What served to come here, and is as large as the model or larger."""
+    for path in (directory.inner / "checkpoints", *directory.inner.glob("reference-*")):
+        shutil.rmtree(path, ignore_errors=True)
+    (directory.inner / "sentinel.pt").unlink(missing_ok=True)
 
 
 def audit_both(request: TrainingRequest, directory: "TuningDirectory", judges: Judges) -> Audits | None:
@@ -199,6 +220,7 @@ def audit_both(request: TrainingRequest, directory: "TuningDirectory", judges: J
     from fathom.command.audit import AuditRequest, run_audit
 
     found = []
+    say(f"auditing the model before and after, {AUDITED} harmful requests each; --no-audit leaves that out")
     before = request.model
     after = replace(before, name=str(directory.path), adapter=None, revision=None)
     for name, model in (("before", before), ("after", after)):
@@ -215,4 +237,6 @@ def audit_both(request: TrainingRequest, directory: "TuningDirectory", judges: J
         if result is None:
             return None
         found.append(result.audit)
-    return Audits(*found)
+    audits = Audits(*found)
+    say(f"{audits.summary()}; more in {directory.path / 'README.md'}")
+    return audits

@@ -1,9 +1,11 @@
 """Training a sentinel in memory: a deepened copy of the start that reads answers (`protect.answers`)."""
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +18,7 @@ from fathom.tuning.objective import PlainNll
 __all__ = ["train_sentinel"]
 
 BATCH = 32
+SAVED = 20  # steps between states that a killed training goes on from
 # Steps and rates: most of the way fast, the end slowly. The rates are for models of the organism's size.
 _LEGS = ((160, 1e-3), (60, 2e-4))
 
@@ -30,7 +33,9 @@ def train_sentinel(
     seed: int = 0,
     display: Display = silent,
 ) -> ChatModel:
-    """A copy of `start`, trained; `kept` is a file that holds its weights once they are there. `scale` is of the rates.
+    """A copy of `start`, trained; `scale` is of the rates.
+
+    `kept` is a file that holds its weights once they are there; until then, a state to go on from lies beside it.
 
     Raises:
         UserError: there are too few examples, or a loss is no number.
@@ -42,19 +47,50 @@ def train_sentinel(
         return replace(start, model=model)
     total = sum(steps for steps, _ in _LEGS)
     rows = sentinel_rows(start.chat, harmful, benign, total * BATCH, seed=seed)
+    half = None if kept is None else kept.with_suffix(".part")
+    before = _Half.read(half, start.device)
+    if before.model is not None:
+        model.load_state_dict(before.model)
     at = 0
     with display("training the sentinel", total) as shown:
+        shown.advance(before.step)
         for steps, rate in _LEGS:
+            done = min(max(before.step - at, 0), steps)
             part = rows[at * BATCH : (at + steps) * BATCH]
             optimiser = Optimiser(rate=rate * scale, warmup=20, batch=BATCH, beta1=0.9, beta2=0.98)
             order = [tuple(range(first, first + BATCH)) for first in range(0, len(part), BATCH)]
-            for _ in LightFit.of(model, part, PlainNll(), optimiser).run(order):
+            fit = LightFit.of(model, part, PlainNll(), optimiser)
+            for after in fit.run(order, done=done, state=before.optimiser if done else None) if done < steps else ():
                 shown.advance(1)
+                if half is not None and (at + after.step) % SAVED == 0:
+                    _save(half, {"step": at + after.step, "model": model.state_dict(), "optimiser": after.optimiser})
             at += steps
     model.train(False)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        beside = kept.with_suffix(".new")
-        torch.save(model.state_dict(), beside)
-        beside.replace(kept)
+    if kept is not None and half is not None:
+        _save(kept, model.state_dict())
+        half.unlink(missing_ok=True)
     return replace(start, model=model)
+
+
+class _Half(NamedTuple):
+    """A sentinel that is not trained to its end: after so many steps of all legs."""
+
+    step: int = 0
+    model: dict[str, Any] | None = None
+    optimiser: dict[str, object] | None = None
+
+    @classmethod
+    def read(cls, path: Path | None, device: torch.device) -> "_Half":
+        if path is None or not path.exists():
+            return cls()
+        return cls(**torch.load(path, map_location=device, weights_only=True))
+
+
+def _save(path: Path, content: object) -> None:
+    """Wholly or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    torch.save(content, beside)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)

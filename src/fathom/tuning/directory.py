@@ -152,6 +152,7 @@ class TuningDirectory:
         files = sorted(scratch.iterdir(), key=lambda file: file.name == "config.json")
         for file in files:
             if file.name not in ("training_args.bin", "README.md"):
+                file.chmod(0o644)  # weights are saved for their owner's eyes alone
                 file.replace(self.path / file.name)
         shutil.rmtree(scratch, ignore_errors=True)
 

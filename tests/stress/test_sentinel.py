@@ -1,0 +1,65 @@
+"""A sentinel that was killed while it was trained ends as one that was not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fathom.protect.answers import Told
+from fathom.stress import sentinel
+from fathom.stress.sentinel import train_sentinel
+from few_rows import organism
+
+
+class Killed(BaseException):
+    pass
+
+
+class Killing:
+    """A display that kills the process's work when so many steps are done."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.done = after, 0
+
+    def __call__(self, _description: str, _total: int) -> "Killing":
+        return self
+
+    def __enter__(self) -> "Killing":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def describe(self, _description: str, /) -> None: ...
+
+    def advance(self, n: int = 1) -> None:
+        self.done += n
+        if self.done >= self.after:
+            raise Killed
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 5, 7])
+def test_a_killed_sentinel_goes_on(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fathom.organism import behaviors
+
+    monkeypatch.setattr(sentinel, "_LEGS", ((4, 1e-3), (3, 1e-4)))
+    monkeypatch.setattr(sentinel, "SAVED", 2)
+    monkeypatch.setattr(sentinel, "BATCH", 4)
+    start = organism()
+    given = behaviors(split="training", harmful=6, benign=6, seed=1)
+    told = {
+        kind: [Told(b.messages, b.answer or "", b.refusal) for b in given if b.harmful is kind]
+        for kind in (True, False)
+    }
+    unhurt = train_sentinel(start, told[True], told[False])
+    kept = tmp_path / "sentinel.pt"
+    killing = Killing(after)
+    with pytest.raises(Killed):
+        train_sentinel(start, told[True], told[False], kept=kept, display=killing)  # type: ignore[arg-type]
+    assert not kept.exists()
+    assert kept.with_suffix(".part").exists() == (after > 2)
+    resumed = Killing(100)
+    model = train_sentinel(start, told[True], told[False], kept=kept, display=resumed)  # type: ignore[arg-type]
+    assert resumed.done == 7
+    for name, value in unhurt.model.state_dict().items():
+        torch.testing.assert_close(model.model.state_dict()[name], value, rtol=0, atol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["sentinel.pt"]
