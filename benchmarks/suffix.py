@@ -138,9 +138,9 @@ class Timed:
 class Ours:
     """fathom's step: gradient, drawing, the check that candidates can be typed, losses, choice."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, scorer: Scorer) -> None:
         torch.set_num_threads(task.threads)
-        self.task, self.scorer = task, load_scorer(task.directory)
+        self.task, self.scorer = task, scorer
         self.tokenizer = self.scorer.model.chat.tokenizer
         self.evaluator: Evaluator = evaluator(self.scorer, task.case, task.suffix, CrossEntropy(), print)
         self.allowed = torch.ones(self.scorer.vocabulary, dtype=torch.bool)
@@ -185,7 +185,10 @@ class NanoGCG:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args[0]} ended: does it have nanogcg 0.3.0? See {Path(__file__).name}")
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def step(self, width: int, *, collect: bool) -> dict[str, Any]:
@@ -199,28 +202,27 @@ class NanoGCG:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Makes, in a fresh process, the callable whose memory is measured."""
+    """Makes, in a fresh process, the callable whose memory is measured: all that a search needs beside the model."""
 
     task: Task
     candidates: list[list[int]]
 
     def __call__(self) -> "Once":
-        ours = Ours(self.task)
-        ours.step(self.candidates[:2])  # what is made once, and the libraries' own buffers
-        return Once(ours, self.candidates)
+        return Once(self.task, load_scorer(self.task.directory), self.candidates)
 
 
 @dataclass(frozen=True)
 class Once:
-    ours: Ours
+    task: Task
+    scorer: Scorer
     candidates: list[list[int]]
 
     def __call__(self) -> None:
-        self.ours.step(self.candidates)
+        Ours(self.task, self.scorer).step(self.candidates)
 
 
 def compare(task: Task, interpreter: str, widths: Sequence[int], rounds: Sequence[int]) -> list[Figure]:
-    ours, nano = Ours(task), NanoGCG(interpreter, task)
+    ours, nano = Ours(task, load_scorer(task.directory)), NanoGCG(interpreter, task)
     nano.step(2, collect=True)
     figures: list[Figure] = []
     for width, count in zip(widths, rounds, strict=True):
@@ -271,7 +273,7 @@ def report(width: int, mine: Sequence[Timed], theirs: dict[bool, list[dict[str, 
 
 def alone(task: Task) -> list[Figure]:
     """Without nanoGCG: the fast way against the plain one, which is what every candidate costs when run whole."""
-    ours = Ours(task)
+    ours = Ours(task, load_scorer(task.directory))
     plain = PlainEvaluator(ours.scorer, task.case, print, PACKED_CPU)
     gradient = ours.evaluator.gradient(task.suffix, CrossEntropy())
     candidates = draw(task.suffix, best_ids(gradient.slope, ours.allowed, TOPK), 64, 1, generator(0, 0))

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +34,23 @@ def test_all_benchmarks_on_a_small_case() -> None:
         "`fathom --help`",
     ):
         assert any(expected in row for row in rows), expected
+
+
+def test_one_that_cannot_run_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import run
+    from common import Figure
+
+    other = types.SimpleNamespace(figures=lambda effort, threads: [Figure("of the other one", 1)])  # noqa: ARG005
+    monkeypatch.setitem(sys.modules, "fine", other)
+    monkeypatch.setattr(run, "BENCHMARKS", {"first": "no_such_module", "second": "fine"})
+    monkeypatch.setattr(sys, "argv", ["run.py", "--threads", str(torch.get_num_threads())])
+    assert run.main() == 1
+    said = capsys.readouterr().out
+    assert "| of the other one" in said
+    assert "not measured: first: No module named 'no_such_module'" in said
 
 
 def test_a_missed_target_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
