@@ -41,7 +41,7 @@ class Counted(Suffix):
 
 SPARING = Counted(steps=10**6)
 ALONE = replace(SPARING, chain=1)
-PLAIN = replace(ALONE, patience=0, topk=32)
+PLAIN = replace(ALONE, patience=0, misses=0, topk=32)
 VARIANTS = {
     "plain, width 512, length 20, topk 256": replace(PLAIN, width=512, length=20, topk=256),
     "plain, width 64": replace(PLAIN, width=64),
@@ -51,7 +51,7 @@ VARIANTS = {
     "each by itself": ALONE,
     "default": SPARING,
     "default, width 16": replace(SPARING, width=16),
-    "default, no patience": replace(SPARING, patience=0),
+    "default, never anew": replace(SPARING, patience=0, misses=0),
     "default, topk 8": replace(SPARING, topk=8),
     "default, pool 1": replace(SPARING, pool=1),
 }

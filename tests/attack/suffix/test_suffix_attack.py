@@ -15,7 +15,15 @@ from fathom.attack.suffix.state import State
 from fathom.errors import UserError
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
-from fathom.records import Sampling
+from fathom.records import Exchange, Judgement, Label, Sampling
+
+
+class NeverJudge(OrganismJudge):
+    """Finds no answer harmful."""
+
+    def judge(self, exchange: Exchange) -> Judgement:
+        return Judgement(label=Label.SAFE, reason="never")
+
 
 ATTACK = Suffix(steps=12, length=12, width=32, topk=32, answer_tokens=130)
 BEHAVIORS = (*behaviors(harmful=3, benign=1),)
@@ -161,7 +169,7 @@ def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> No
     assert max(jumps) > 1
     assert all(new.best.loss <= old.best.loss for old, new in pairwise(states) if not new.verified)
     assert len(set(states[-1].tried)) == len(states[-1].tried) > 0
-    walk = replace(attack, patience=0)
+    walk = replace(attack, patience=0, misses=0)
     plain = [walk.init(target, victim)]
     while len(plain) < 16 and not plain[-1].verified:
         plain.append(walk.step(plain[-1], target, victim))
@@ -170,6 +178,22 @@ def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> No
 
 
 def test_bad_chains() -> None:
-    for wrong in ({"chain": 0}, {"pool": -1}, {"patience": -1}, {"rest": 0}):
+    for wrong in ({"chain": 0}, {"pool": -1}, {"patience": -1}, {"misses": -1}, {"rest": 0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is"):
             Suffix(**wrong)
+
+
+def test_answers_in_vain_behind_a_reached_target_end_a_walk(model: ChatModel) -> None:
+    """Nothing is ever judged to be what was asked for: as many looks, then another start."""
+    victim = Victim(model, NeverJudge(), 0)
+    attack = Suffix(width=8, answer_tokens=4, patience=0, misses=1, rest=1, check=0, steps=40)
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
+    states = [attack.init(target, victim)]
+    while len(states) < 40:
+        states.append(attack.step(states[-1], target, victim))
+    looked = [new for old, new in pairwise(states) if len(new.tried) > len(old.tried)]
+    assert looked
+    for state in looked:
+        assert state.missed == 0
+        assert state.lowest is None
+        assert state.current.ids not in state.tried

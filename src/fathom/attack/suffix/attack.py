@@ -133,9 +133,11 @@ class Suffix(_Suffixes):
     """A suffix for each behavior. It ends as soon as its greedy answer is judged harmful (benign: to help).
 
     The answer, `answer_tokens` long, is looked at when the target is reached, at most every `rest` steps, and every
-    `check` steps. After `patience` steps without a lower loss the search begins anew with another random start (0:
-    never; nor with a `start` that was given). Of every `chain` behaviors, each search begins with the best of the last
-    `pool` distinct suffixes that were found for those before it; with `chain` 1 or `pool` 0, each by itself.
+    `check` steps. After `patience` steps without a lower loss, or `misses` answers in vain behind a reached target, the
+    search begins anew with another random start (0: never; nor with a `start` that was given).
+
+    Of every `chain` behaviors, each search begins with the best of the last `pool` distinct suffixes that were found for
+    those before it; with `chain` 1 or `pool` 0, each by itself.
 
     Source: starting from what was found elsewhere, Jia et al. 2405.21018, section 3.4 (easy-to-hard); here from all
     behaviors that were already won, in the order in which they are given.
@@ -150,6 +152,7 @@ class Suffix(_Suffixes):
     chain: int = 25
     pool: int = 4
     patience: int = 6
+    misses: int = 2
     rest: int = 2
     check: int = 10
     answer_tokens: int = 160
@@ -157,7 +160,7 @@ class Suffix(_Suffixes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("chain", 1), ("pool", 0), ("patience", 0), ("rest", 1), ("check", 0)):
+        for name, least in (("chain", 1), ("pool", 0), ("patience", 0), ("misses", 0), ("rest", 1), ("check", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -172,7 +175,8 @@ class Suffix(_Suffixes):
     def step(self, state: State, target: Target, victim: Victim) -> State:
         """One step, a look at the answer where it is due, and another start where this one leads no further."""
         state = super().step(state, target, victim)
-        if state.verified or self.start is not None or not 0 < self.patience <= state.stale:
+        over = 0 < self.patience <= state.stale or 0 < self.misses <= state.missed
+        if state.verified or self.start is not None or not over:
             return state
         search, chat = _search(self, target, victim), victim.model.chat
         messages = target.items[0].behavior.messages
@@ -203,7 +207,9 @@ class Suffix(_Suffixes):
             return state
         if entry.ids in state.tried:
             return state
-        return _judged(state, entry, search.problem.cases[0], target.items[0], victim, self.answer_tokens)
+        after = _judged(state, entry, search.problem.cases[0], target.items[0], victim, self.answer_tokens)
+        missed = state.missed + (not after.verified and entry is state.reaching)
+        return msgspec.structs.replace(after, missed=missed)
 
     def found(
         self, items: Sequence[PreparedBehavior], setting: Setting, states: Mapping[str, State]

@@ -147,6 +147,7 @@ class SuffixSearch:
             best=min(entry, state.best, key=_rank),
             lowest=None,
             stale=0,
+            missed=0,
             queries=state.queries + spent.queries,
             forward_tokens=state.forward_tokens + spent.forward_tokens,
         )

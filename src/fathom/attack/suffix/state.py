@@ -28,8 +28,10 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     tried: tuple[tuple[int, ...], ...] = ()  # the suffixes whose answers were judged, in that order
     looked: int | None = None  # the step at which the last one was
     reaching: Entry | None = None  # of this step's candidates, the best untried one that reaches every target
-    lowest: float | None = None  # loss since the search began, or began anew; None: nothing was scored since
-    stale: int = 0  # steps since it was reached
+    # Since the search began, or began anew:
+    lowest: float | None = None  # loss of a step's choice; None: no step was taken
+    stale: int = 0  # steps since that loss was reached
+    missed: int = 0  # answers behind a reached target that were not what was asked for
 
     @property
     def current(self) -> Entry:
