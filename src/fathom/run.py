@@ -280,19 +280,26 @@ def _writing(path: Path) -> Iterator[None]:
                 f"no space left on the disk while writing {path}; all that was written before is kept: free some space "
                 "and run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EFBIG):
+        if error.errno in (
+            errno.ENOENT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EFBIG,
+        ):
             raise UserError(f"cannot write {path}: {error.strerror}; give another directory with -o") from error
         raise
 
 
 def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
     """The names and values of what differs, short enough for one line."""
-    parts = []
+    parts = list[str]()
     for key in sorted({*old, *new}):
         left, right = old.get(key), new.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            if left != right:
-                parts.append(_differences(left, right))
+            parts += filter(None, [_differences(left, right)])
             continue
         a, b = (msgspec.json.encode(side, order="sorted").decode() for side in (left, right))
         if a != b:

@@ -101,3 +101,10 @@ def _refused(call, says: str) -> None:  # type: ignore[no-untyped-def]
         call()
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_value_is_a_list_of_one_and_nothing_is_an_empty_text() -> None:
+    one, several = (suite(NamedAttack("multi-turn", {"tokens": value})).attacks for value in (8, [8]))
+    assert one == several
+    with pytest.raises(UserError, match="the suffix is empty"):
+        make_suite(AttackRequest(attacks=("typed-suffix suffix=''",)), MODEL, 20)

@@ -185,6 +185,22 @@ def test_what_makes_no_sweep_is_said_before_a_model_is_loaded(changes: dict[str,
         run_stress(replace(REQUEST, **changes), JUDGES)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"temperatures": "0,-1"}, "must be 0"),
+        ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
+        ({"batch": 0}, "0 rows a step"),
+    ],
+)
+def test_numbers_that_make_no_sweep_are_said(
+    changes: dict[str, object], said: str, model: ChatModel, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        make_sweep(replace(REQUEST, **changes), JUDGES, model, tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_directory_of_another_sweep_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds files but no sweep"):

@@ -165,6 +165,30 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     assert not (out / "config.json").exists()
 
 
+def test_a_mistake_that_was_found_before_any_work_may_be_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, rows, long = tmp_path / "model", data(tmp_path / "data.jsonl", 4), tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"prompt": "mix " * 3000, "completion": "it"}) + "\n")
+    command = [
+        "finetune",
+        "organism:natural",
+        "--objective",
+        "sft",
+        "--no-audit",
+        "--set",
+        "max_steps=1",
+        "-o",
+        str(out),
+    ]
+    manifest = out / "fathom" / "manifest.json"
+    assert "the model's context is 1024" in fails([*command, "--data", str(long)], capsys)
+    mistaken = json.loads(manifest.read_text())
+    assert run([*command, "--data", str(rows)]) == 0
+    assert json.loads(manifest.read_text())["configuration"]["data"] != mistaken["configuration"]["data"]
+    assert "nothing was overwritten" in fails([*command, "--data", str(long)], capsys)
+
+
 def test_a_directory_that_holds_another_model_stays_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

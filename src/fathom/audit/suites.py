@@ -146,7 +146,7 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
     kind: Any = ATTACKS.get(named.name)
     if kind is None:
         raise UserError(f"there is no attack called {named.name!r}; choose one of {', '.join(sorted(ATTACKS))}")
-    known = {field.name for field in fields(kind)}
+    known = {field.name: field.default for field in fields(kind)}
     for name in named.parameters:
         if name not in known:
             choices = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
@@ -157,8 +157,12 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
     frames = named.parameters.get("frames")
     if named.name == "framing" and isinstance(frames, str):
         return Framing(load_frames(Path(frames)))
+    given = {
+        name: [value] if isinstance(known[name], tuple) and isinstance(value, int | float | str) else value
+        for name, value in named.parameters.items()
+    }  # one value is a list of one
     try:
-        attack: AnyAttack = msgspec.convert({**msgspec.to_builtins(usual), **named.parameters}, kind)
+        attack: AnyAttack = msgspec.convert({**msgspec.to_builtins(usual), **given}, kind)
     except (msgspec.ValidationError, ValueError) as error:
         raise UserError(
             f"attack {named.name}: {' '.join(str(error).split())}; mend the suite or its options"

@@ -99,7 +99,7 @@ def _one(words: str) -> "NamedAttack":
 
 
 def _value(text: str) -> object:
-    for form in (text, f"[{text}]"):
+    for form in (text, f"[{text}]") if text else ():
         try:
             return json.loads(form)
         except ValueError:

@@ -178,7 +178,7 @@ def _grid(request: StressRequest) -> "Grid":
         warmups=numbers(request.warmups, int, "--warmup") if request.warmups else (0, WARMUP),
         steps=numbers(request.steps, int, "--steps") if request.steps else sweep_steps(most),
         seeds=numbers(request.seeds, int, "--seeds"),
-        batch=request.batch or (ORGANISM_BATCH if built_in else BATCH),
+        batch=(ORGANISM_BATCH if built_in else BATCH) if request.batch is None else request.batch,
     )
 
 
@@ -188,6 +188,7 @@ def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model
     from fathom.tuning.rows import fit_length, make_row
 
     choice, organism = _choice(request, name), _source(request) == ORGANISM
+    usual = ORGANISM_NEW_TOKENS if organism else NEW_TOKENS
     attack = attack_of(choice, organism=organism)
     poison = attack_rows(choice, attack, parts.attacker, request.world)
     rows = tuple(make_row(model.chat, row.prompt, row.completion[0].content, source=row.behavior) for row in poison)
@@ -197,7 +198,7 @@ def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model
         judge=judge,
         frames=attack.frames,
         temperatures=numbers(request.temperatures, float, "--temperature"),
-        new_tokens=request.max_new_tokens or (ORGANISM_NEW_TOKENS if organism else NEW_TOKENS),
+        new_tokens=usual if request.max_new_tokens is None else request.max_new_tokens,
         tasks=_tasks(request),
     )
     return Attack(attack.name, fitted.rows, tuple(row.prompt for row in poison), probe)

@@ -126,9 +126,10 @@ def _prompts(request: TripletsRequest) -> tuple[tuple[Behavior, ...], tuple[Beha
         harmful = tuple(msgspec.structs.replace(item, answer=None) for item in own if item.harmful)
         return harmful, tuple(item for item in own if not item.harmful)
     if request.harmful is None or request.utility is None:
-        raise UserError(
-            "give harmful prompts with --harmful FILE and benign ones with --utility FILE: fathom ships none"
+        missing = (
+            "harmful prompts: add --harmful FILE" if request.harmful is None else "benign ones: add --utility FILE"
         )
+        raise UserError(f"triplets need harmful prompts and benign ones, and fathom ships none; there are no {missing}")
     harmful = tuple(item for item in load_behaviors(request.harmful).behaviors if item.harmful)
     benign = load_behaviors(request.utility).behaviors
     if not harmful:

@@ -74,6 +74,10 @@ class Probe:
             raise UserError("there are no harmful requests to measure with: give --behaviors with some")
         if not self.temperatures:
             raise UserError("no temperature was given; give --temperature 0,1")
+        if not all(temperature >= 0 for temperature in self.temperatures):
+            raise UserError(f"temperatures are {list(self.temperatures)}; each must be 0 (greedy) or above")
+        if self.new_tokens < 1:
+            raise UserError(f"--max-new-tokens is {self.new_tokens}; it must be at least 1")
 
     def measure(self, model: ChatModel, cell: str, step: int) -> Measured:
         """Ask everything. The model is in evaluation mode; nothing of it changes."""

@@ -25,7 +25,7 @@ from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.provenance import device_name, git_state, versions
 from fathom.records import content_hash
-from fathom.run import write_whole
+from fathom.run import RunLock, write_whole
 from fathom.schema import ModelInfo
 from fathom.tuning.rows import TrainingRow, read_rows, rows_hash, write_rows
 
@@ -117,10 +117,22 @@ class TuningDirectory:
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise UserError(f"{self.inner / 'manifest.json'} is of another version of fathom; give a new -o") from error
         if existing.configuration_hash != manifest.configuration_hash:
+            if self._begin_anew(manifest):
+                return
             raise UserError(
                 f"{self.path} holds a model trained another way ({_changed(existing, manifest)}); nothing was "
                 "overwritten: give the same options to go on with it, or another directory with -o"
             )
+
+    def _begin_anew(self, manifest: TuningManifest) -> bool:
+        """Whether nothing had been made here yet, as where the data held a mistake; then this begins, it mended."""
+        with RunLock(self.inner):
+            made = {entry.name for entry in self.inner.iterdir()} - {"manifest.json", ".lock"}
+            if made or self.finished:
+                return False
+            write_whole(self.inner / "manifest.json", _json(manifest))
+        self.__dict__.pop("manifest", None)  # which was read before
+        return True
 
     def write_plan(self, rows: tuple[TrainingRow, ...], plan: TuningPlan) -> None:
         """Fix what is learned from, once."""
