@@ -136,10 +136,10 @@ class Suffix(_Suffixes):
     `check` steps. After `patience` steps without a lower loss, or `misses` answers in vain behind a reached target, the
     search begins anew with another random start (0: never; nor with a `start` that was given).
 
-    Of every `chain` behaviors, each search begins with the best of the last `pool` distinct suffixes that were found for
-    those before it; with `chain` 1 or `pool` 0, each by itself.
+    Of every `chain` behaviors, each search begins with the best of the last `pool` distinct suffixes that were found
+    for those before it; with `chain` 1 or `pool` 0, each by itself.
 
-    Source: starting from what was found elsewhere, Jia et al. 2405.21018, section 3.4 (easy-to-hard); here from all
+    Source: starting from what was found elsewhere, Jia et al. 2405.21018 (easy-to-hard initialisation); here from all
     behaviors that were already won, in the order in which they are given.
     """
 
