@@ -43,7 +43,7 @@ def test_one_that_cannot_run_does_not_stop_the_others(
     import run
     from common import Figure
 
-    other = types.SimpleNamespace(figures=lambda effort, threads: [Figure("of the other one", 1)])  # noqa: ARG005
+    other = types.SimpleNamespace(figures=lambda effort, threads: [Figure("of the other one", 1)])
     monkeypatch.setitem(sys.modules, "fine", other)
     monkeypatch.setattr(run, "BENCHMARKS", {"first": "no_such_module", "second": "fine"})
     monkeypatch.setattr(sys, "argv", ["run.py", "--threads", str(torch.get_num_threads())])
