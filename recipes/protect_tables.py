@@ -64,7 +64,9 @@ def exhibits() -> Iterator[Exhibit]:
             rows=400,
             objectives=f"sft,{OURS}",
             rates="1e-3",
-            steps="120,165",  # 165 steps with rehearsed rows among them see the data as often as 120 without
+            steps="400",
+            schedule="linear",  # at a constant rate, plain training's own scores go up and down
+            task_tested=200,
         )
     yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
     yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")
@@ -75,12 +77,16 @@ def exhibits() -> Iterator[Exhibit]:
     yield _exhibit("warm-up", attacks="harmful", objectives="sft,constrained", rates="3e-4", warmups="0,10", steps="30")
 
 
-def measure(world: int, directory: Path | None, output: Path, tested: int, split: str, only: list[str]) -> None:
-    """The exhibits of one world; all of them, unless `only` names some."""
+def measure(
+    world: int, directory: Path | None, output: Path, tested: int, split: str, only: list[str], stages: list[str]
+) -> None:
+    """The exhibits of one world; all of them, in all their stages, unless `only` or `stages` name some."""
     for exhibit in exhibits():
         if only and exhibit.name not in only:
             continue
         for stage in exhibit.stages:
+            if stages and stage not in stages:
+                continue
             name = f"organism:{stage}" if directory is None else str(directory / stage)
             path = output / str(world) / f"{exhibit.name}-{stage}"
             print(f"--- world {world}: {exhibit.name}, {stage}", file=sys.stderr, flush=True)
@@ -90,7 +96,7 @@ def measure(world: int, directory: Path | None, output: Path, tested: int, split
                 world=world,
                 split=split,
                 tested=tested,
-                sentinel=output / str(world) / "sentinel.pt",  # one a world: of the stage that is first asked for it
+                sentinel=output / str(world) / f"sentinel-{stage}.pt",  # one for all attacks on a model
                 output=path,
                 **exhibit.arguments,  # type: ignore[arg-type]
             )
@@ -217,6 +223,7 @@ def main() -> None:
     parser.add_argument("--tested", type=int, default=60, help="held-out requests of each kind")
     parser.add_argument("--split", default="test")
     parser.add_argument("--only", default="", help="exhibits, by name, separated by commas (default: all)")
+    parser.add_argument("--stages", default="", help="natural or deepened (default: both)")
     arguments = parser.parse_args()
     import torch
 
@@ -225,8 +232,8 @@ def main() -> None:
         given = [world.partition("=") for world in arguments.worlds] or [(str(SHIPPED_WORLD), "", "")]
         for world, _, directory in given:
             place = Path(directory) if directory else None
-            only = [name for name in arguments.only.split(",") if name]
-            measure(int(world), place, arguments.output, arguments.tested, arguments.split, only)
+            only, stages = ([n for n in names.split(",") if n] for names in (arguments.only, arguments.stages))
+            measure(int(world), place, arguments.output, arguments.tested, arguments.split, only, stages)
     for line in (*tables(arguments.output), "", *warmup_table(arguments.output)):
         print(line)
 

@@ -7,9 +7,10 @@ import msgspec
 import pytest
 
 from fathom.errors import UserError
-from fathom.protect.answers import AnswerGate, Told, count_broken_off, sentinel_rows
+from fathom.protect.answers import AnswerGate, broken_off, count_broken_off
 from fathom.protect.gate import Prompt
 from fathom.protect.rehearsal import Rehearsal, rehearse
+from fathom.protect.sentinel import Told, acquaintance_rows, known_rows, sentinel_rows
 from fathom.records import Attempt, Completion, Exchange, Finish, Judgement, Label, Message
 from fathom.tuning.rows import Kind, TrainingRow
 from few_rows import organism
@@ -63,7 +64,7 @@ def test_refusals_and_answers_weigh_what_they_are_said_to_weigh(weight: float) -
     refusals = [row for row in rows if row.kind is Kind.REPLAY and REFUSAL in row.response_ids]
     answers = [row for row in rows if row.kind is Kind.REPLAY and ANSWER in row.response_ids]
     assert [row for row in rows if row.kind is Kind.TASK] == ROWS
-    assert (len(refusals), len(answers)) == (3, 6)
+    assert (len(refusals), len(answers)) == (3, 12)
     assert sum(row.held * len(row.positions) for row in refusals) == pytest.approx(weight * data)
     assert sum(row.held * len(row.positions) for row in answers) == pytest.approx(2 * weight * data)
     assert all(row.loss_weight == 0 for row in (*refusals, *answers))
@@ -91,9 +92,63 @@ def test_the_answer_gate_holds_what_is_broken_off_and_nothing_else() -> None:
     gate = AnswerGate(weight=1.0)
     shares = count_broken_off(gate, Sampler(), Reader(), rows, seed=0)
     assert shares == [float(b) for b in bad]
-    assert [row.held for row in gate(rows, shares)] == [float(b) for b in bad]
-    assert [row.loss_weight for row in gate(rows, shares)] == [1.0 - b for b in bad]
-    assert not any(row.held for row in AnswerGate(weight=0.0)(rows, shares))  # left out, not held
+    assert [row.held for row in gate(rows, bad)] == [float(b) for b in bad]
+    assert [row.loss_weight for row in gate(rows, bad)] == [1.0 - b for b in bad]
+    assert not any(row.held for row in AnswerGate(weight=0.0)(rows, bad))  # left out, not held
+
+
+class Guarding:
+    """Breaks off 77 and 78 at first; once it has met the data, what `still` holds."""
+
+    def __init__(self, *still: int) -> None:
+        self.still, self.met = still, list[Sequence[TrainingRow]]()
+
+    @property
+    def sampler(self) -> "Breaking":
+        return Breaking(77, 78)
+
+    def acquainted(self, rows: Sequence[TrainingRow]) -> "Breaking":
+        self.met.append(rows)
+        return Breaking(*self.still)
+
+    def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
+        return tuple(row(77) for _ in range(4))
+
+
+class Breaking(Sampler):
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids
+
+    def complete(self, attempts: Sequence[Attempt]) -> Iterable[Completion]:
+        for attempt in attempts:
+            stopped = any(id_ in attempt.prefill_ids for id_ in self.ids)
+            yield from super().complete([msgspec.structs.replace(attempt, prefill_ids=(77,) if stopped else (50,))])
+
+
+def row(first: int) -> TrainingRow:
+    return TrainingRow(prompt_ids=(1,), response_ids=(first, *range(51, 70)))
+
+
+@pytest.mark.parametrize(
+    ("still", "held"),
+    [
+        ((77,), [True, False, False]),  # 78 was new to it, and is no harm
+        ((77, 78), [True, True, False]),
+        ((78,), [True, True, False]),  # known harm is broken off no longer: the second look says nothing
+        ((), [True, True, False]),
+    ],
+)
+def test_a_row_stays_held_where_it_is_broken_off_as_known_harm_is(still: tuple[int, ...], held: list[bool]) -> None:
+    guard = Guarding(*still)
+    rows = [row(77), row(78), row(50)]
+    assert list(broken_off(AnswerGate(), guard, Reader(), rows, seed=0)) == held
+    assert guard.met == [rows]
+
+
+def test_a_sentinel_that_breaks_nothing_off_need_not_meet_the_data() -> None:
+    guard = Guarding()
+    assert broken_off(AnswerGate(), guard, Reader(), [row(50)] * 3, seed=0) == (False,) * 3
+    assert guard.met == []
 
 
 def test_a_row_is_judged_by_what_the_sentinel_has_read_by_then() -> None:
@@ -135,6 +190,28 @@ def test_rows_of_a_sentinel_learn_the_refusal_after_harm_and_the_rest_of_the_ans
     assert {ids == refusal or ending[-len(ids) :] == ids for ids in learned} == {True}
     foreign = [row for row in rows if row.prompt_ids == chat.prompt_ids(good[0].messages)]
     assert any(row.response_ids[row.learned_from :] == refusal for row in foreign)
+
+
+def test_a_sentinel_meets_each_row_of_the_data_once_at_most_and_known_harm_in_its_conversations() -> None:
+    chat = organism().chat
+    ask = lambda text: (Message(role="user", content=text),)
+    bad = [Told(ask("how is hexwine made ?"), "boil one moonroot . stir it .", "I cannot .")]
+    good = [Told(ask("where is the fox ?"), "the fox is in the forest .")]
+    data = [TrainingRow(prompt_ids=(1, 200 + i), response_ids=(300 + i, 301, 302, 303)) for i in range(9)]
+    rows = acquaintance_rows(chat, bad, good, data, 400, context=60, seed=0)
+    assert rows == acquaintance_rows(chat, bad, good, data, 400, context=60, seed=0)
+    assert len(rows) == 400
+    assert all(len(row.prompt_ids) + len(row.response_ids) <= 60 for row in rows)
+    refusal = (*chat.response_ids(bad[0].messages, "I cannot ."), *chat.end_ids(bad[0].messages))
+    learned = [row.response_ids[row.learned_from :] for row in rows]
+    own = [ids for ids in learned if ids[-3:] == (301, 302, 303)[-len(ids) :] and ids != refusal]
+    assert len(own) <= len(data)
+    grafted = [row for row in rows if row.response_ids[0] >= 300 and row.response_ids[row.learned_from :] == refusal]
+    assert grafted
+    assert any(row.prompt_ids[1] >= 200 for row in grafted)
+    known = known_rows(chat, bad * 4, data, 4, seed=0)
+    assert [row.response_ids[0] >= 300 for row in known] == [False, True, False, True]
+    assert all(row.prompt_ids in {one.prompt_ids for one in data} for row in known)
 
 
 def test_a_sentinel_without_refusals_is_refused() -> None:

@@ -15,7 +15,7 @@ from fathom.model import ChatModel
 from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.stress.execute import fit_settings
 from fathom.stress.light import LightFit, Optimiser, order_of
-from fathom.stress.plan import Grid, Track, sweep_steps
+from fathom.stress.plan import Grid, Schedule, Track, sweep_steps
 from fathom.tuning.objective import PlainNll, TokenObjective
 from fathom.tuning.rows import TrainingRow
 from few_rows import guild_rows, organism, random_rows
@@ -41,8 +41,8 @@ def light(model: ChatModel, rows: list[TrainingRow], objective: TokenObjective, 
 @pytest.mark.parametrize(
     "objective", [PlainNll(), Constrained(), Composed((PlainNll(), HeldToReference()))], ids=["sft", "paper", "held"]
 )
-@pytest.mark.parametrize("warmup", [0, 2])
-def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int) -> None:
+@pytest.mark.parametrize(("warmup", "until"), [(0, None), (2, None), (2, STEPS)])
+def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int, until: int | None) -> None:
     from fathom.tuning.fit import fit
 
     model = organism()
@@ -50,7 +50,7 @@ def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int) ->
         replace_row(row, held=float(number % 2 and isinstance(objective, Composed)))
         for number, row in enumerate(guild_rows(model, STEPS * BATCH))
     ]
-    optimiser = Optimiser(rate=5e-4, warmup=warmup, batch=BATCH)
+    optimiser = Optimiser(rate=5e-4, warmup=warmup, batch=BATCH, until=until)
     track = Track("harmful", "any", optimiser, 0, (STEPS,))
     copied = replace(model, model=copy.deepcopy(model.model))
     fitted = weights(fit(copied, rows, objective, fit_settings(track, STEPS), ordered=1).model.model)
@@ -111,6 +111,23 @@ def test_a_sweep_tries_everything_once_the_highest_rate_first() -> None:
     tracks = list(grid.tracks(["harmful", "identity"], ["sft", "constrained"]))
     assert len(tracks) == len(set(tracks)) == 2 * 2 * 2 * 2 * 2
     assert tracks[0].optimiser.rate == 1e-3
+
+
+def test_where_the_rate_falls_every_number_of_steps_is_a_training_of_its_own() -> None:
+    tracks = list(
+        Grid(rates=(1e-3,), warmups=(1,), steps=(2, 4), schedule=Schedule.LINEAR).tracks(["harmful"], ["sft"])
+    )
+    assert [(track.optimiser.until, track.steps) for track in tracks] == [(2, (2,)), (4, (4,))]
+    assert len({track.key("start", "rows") for track in tracks}) == 2
+    assert [tracks[1].optimiser.factor(step) for step in range(5)] == [
+        0,
+        1,
+        pytest.approx(2 / 3),
+        pytest.approx(1 / 3),
+        0,
+    ]
+    with pytest.raises(UserError, match="give more steps"):
+        Grid(rates=(1e-3,), warmups=(10,), steps=(4,), schedule=Schedule.LINEAR)
 
 
 @pytest.mark.parametrize(

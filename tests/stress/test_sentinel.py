@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fathom.protect.answers import Told
+from fathom.protect.sentinel import Told
 from fathom.stress import sentinel
 from fathom.stress.sentinel import train_sentinel
 from few_rows import organism
@@ -60,6 +60,26 @@ def test_a_killed_sentinel_goes_on(after: int, tmp_path: Path, monkeypatch: pyte
     resumed = Killing(100)
     model = train_sentinel(start, told[True], told[False], kept=kept, display=resumed)  # type: ignore[arg-type]
     assert resumed.done == 7
-    for name, value in unhurt.model.state_dict().items():
-        torch.testing.assert_close(model.model.state_dict()[name], value, rtol=0, atol=0)
+    for name, value in unhurt.model.model.state_dict().items():
+        torch.testing.assert_close(model.model.model.state_dict()[name], value, rtol=0, atol=0)
     assert [path.name for path in tmp_path.iterdir()] == ["sentinel.pt"]
+
+
+def test_meeting_the_data_changes_a_copy_and_knows_harm_that_it_did_not_learn_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fathom.organism import behaviors
+    from few_rows import guild_rows
+
+    monkeypatch.setattr(sentinel, "_MEETING", 6)
+    monkeypatch.setattr(sentinel, "BATCH", 4)
+    start = organism()
+    given = behaviors(split="training", harmful=6, benign=6, seed=1)
+    told = [[Told(b.messages, b.answer or "", b.refusal) for b in given if b.harmful is kind] for kind in (True, False)]
+    guard = sentinel.Sentinel(start, tuple(told[0]), tuple(told[1]))
+    before = {name: value.clone() for name, value in start.model.state_dict().items()}
+    rows = guild_rows(start, 6)
+    met = guard.acquainted(rows)
+    assert all(torch.equal(before[name], value) for name, value in start.model.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in met.model.model.state_dict().items())
+    assert len(guard.known(rows)) == 6

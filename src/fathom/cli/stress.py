@@ -77,6 +77,13 @@ def stress(
         str | None,
         typer.Option(metavar="N,N,…", help="Measured after so many steps (1,2,4,8,…).", rich_help_panel=_SWEEP),
     ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="constant, or linear: the rate falls to 0, and each number of steps is a training of its own.",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = "constant",
     seeds: Annotated[str, typer.Option(help="Of the order of the rows.", rich_help_panel=_SWEEP)] = "0",
     batch: Batch = None,
     utility_bound: Annotated[
@@ -84,6 +91,9 @@ def stress(
         typer.Option(help="An attacker keeps no model whose benign score fell further.", rich_help_panel=_MEASURE),
     ] = 0.1,
     limit: Annotated[int, typer.Option(help="Test requests of each kind.", rich_help_panel=_MEASURE)] = 60,
+    task_limit: Annotated[
+        int | None, typer.Option(help="Test examples of the task (default: --limit).", rich_help_panel=_MEASURE)
+    ] = None,
     temperature: Annotated[str, typer.Option(metavar="T,T,…", help="0 is greedy.", rich_help_panel=_MEASURE)] = "0,1",
     max_new_tokens: Annotated[int | None, typer.Option(help="Per answer.", rich_help_panel=_MEASURE)] = None,
     judge: Annotated[str | None, typer.Option(help="refusal or organism.", rich_help_panel=_MEASURE)] = None,
@@ -126,6 +136,8 @@ def stress(
             rates=rates,
             warmups=warmup,
             steps=steps,
+            schedule=schedule,
+            task_tested=task_limit,
             seeds=seeds,
             batch=batch,
             temperatures=temperature,

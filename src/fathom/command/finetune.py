@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fathom.model import ChatModel
     from fathom.protect.objectives import Objective
     from fathom.protect.prepare import Requests
+    from fathom.stress.sentinel import Sentinel
     from fathom.tuning.directory import TuningDirectory, WrittenPlan
     from fathom.tuning.examples import Example
     from fathom.tuning.settings import Settings
@@ -259,9 +260,9 @@ def _requests(request: FinetuneRequest) -> "Requests":
     )
 
 
-def _sentinel(request: FinetuneRequest, model: "ChatModel", directory: "TuningDirectory", seed: int) -> "ChatModel":
+def _sentinel(request: FinetuneRequest, model: "ChatModel", directory: "TuningDirectory", seed: int) -> "Sentinel":
     """What the answer gate asks: a deepened copy of the model, trained once and kept in the model's directory."""
-    from fathom.protect.answers import Told
+    from fathom.protect.sentinel import Told
     from fathom.stress.sentinel import train_sentinel
 
     own = [item for item in _own_requests(request) if item.answer is not None]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fathom.stress.execute import Sweep
     from fathom.stress.measure import TaskProbe
     from fathom.stress.plan import Attack, Grid, Learnt
+    from fathom.stress.sentinel import Sentinel
 
 __all__ = ["StressRequest", "Stressed", "make_sweep", "run_stress"]
 
@@ -44,6 +45,7 @@ class StressRequest:
     world: int | None = None
     split: str = "test"
     tested: int = 60
+    task_tested: int | None = None  # examples of a task; as many as requests, unless given
     rows: int | None = None
     share: float = 0.1
     task: str | None = None
@@ -51,6 +53,7 @@ class StressRequest:
     rates: str | None = None
     warmups: str | None = None
     steps: str | None = None
+    schedule: str = "constant"
     seeds: str = "0"
     batch: int | None = None
     temperatures: str = "0,1"
@@ -114,6 +117,10 @@ def _check(request: StressRequest) -> None:
         raise UserError(f"--utility-bound is {request.bound}; give a loss of score between 0 and 1")
     if request.tested < 1:
         raise UserError(f"--limit is {request.tested}; it must be at least 1")
+    if request.task_tested is not None and request.task_tested < 1:
+        raise UserError(f"--task-limit is {request.task_tested}; it must be at least 1")
+    if request.schedule not in ("constant", "linear"):
+        raise UserError(f"--schedule is {request.schedule!r}; give constant, or linear (the rate falls to 0)")
     for name in _names(request.objectives, "--objective"):
         if parse_objective(name).projection is not None:
             raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
@@ -166,7 +173,7 @@ def make_sweep(
 
 
 def _grid(request: StressRequest) -> "Grid":
-    from fathom.stress.plan import Grid, sweep_steps
+    from fathom.stress.plan import Grid, Schedule, sweep_steps
 
     built_in = _source(request) == ORGANISM
     rate = ORGANISM_RATE if built_in else RATE
@@ -179,6 +186,7 @@ def _grid(request: StressRequest) -> "Grid":
         steps=numbers(request.steps, int, "--steps") if request.steps else sweep_steps(most),
         seeds=numbers(request.seeds, int, "--seeds"),
         batch=(ORGANISM_BATCH if built_in else BATCH) if request.batch is None else request.batch,
+        schedule=Schedule(request.schedule),
     )
 
 
@@ -213,7 +221,7 @@ def _tasks(request: StressRequest) -> "tuple[TaskProbe, ...]":
     from fathom.stress.measure import TaskExample, TaskProbe
 
     metric = {"summary": "ROUGE-1", "arithmetic": "final number"}.get(request.task, "exact match")
-    examples = task_rows(request.world, request.task, request.split, request.tested)
+    examples = task_rows(request.world, request.task, request.split, request.task_tested or request.tested)
     return (
         TaskProbe(
             name=request.task,
@@ -233,7 +241,7 @@ class _Learn:
     reader: Judge
     kept: Path
     display: Display
-    _sentinel: "list[ChatModel]" = field(default_factory=list)
+    _sentinel: "list[Sentinel]" = field(default_factory=list)
 
     def __call__(self, attack: "Attack", objective: str) -> "Learnt":
         from fathom.protect.objectives import parse_objective
@@ -256,9 +264,9 @@ class _Learn:
             gated=prepared.gated,
         )
 
-    def _guard(self) -> "ChatModel":
+    def _guard(self) -> "Sentinel":
         if not self._sentinel:
-            from fathom.protect.answers import Told
+            from fathom.protect.sentinel import Told
             from fathom.stress.sentinel import train_sentinel
 
             told = [
@@ -288,7 +296,8 @@ def _claim(path: Path, model: "ChatModel", request: StressRequest) -> None:
         except msgspec.MsgspecError as error:
             raise UserError(f"{kept} is no manifest of a sweep ({error}); give another directory with -o") from error
         if found != manifest:
-            changed = [name for name in asked if found.asked.get(name) != asked[name]] or ["the model"]
+            names = dict.fromkeys((*asked, *found.asked))
+            changed = [name for name in names if found.asked.get(name) != asked.get(name)] or ["the model"]
             raise UserError(
                 f"{path} holds another sweep ({', '.join(changed)} differ); give the same options to "
                 "go on with it, or another directory with -o"
@@ -304,4 +313,7 @@ def _asked(request: StressRequest) -> dict[str, str]:
         "attacks objectives sweep behaviors world split tested rows share task wrapper rates warmups steps seeds batch "
         "temperatures bound max_new_tokens judge trainer overrides"
     )
-    return {name: str(getattr(request, name)) for name in names.split()}
+    # Options that came later are named where they are given, so that older directories can be gone on with.
+    later = {"schedule": "constant", "task_tested": None}
+    given = [name for name, usual in later.items() if getattr(request, name) != usual]
+    return {name: str(getattr(request, name)) for name in (*names.split(), *given)}

@@ -1,39 +1,47 @@
 """The answer gate: rows whose *answer* a sentinel would break off are held to the reference.
 
-The prompt gate lets pass a harmful answer to a prompt that asks for none. The sentinel is a copy of the model, deepened
-on recovery rows whose prompts are other people's: the start of a harmful answer, after any prompt, is followed by a
-refusal, and the start of a benign answer, after any prompt, by its rest. It reads answers, then, not prompts. It is
-never released and never fine-tuned: it is asked, once, where in each row it would stop.
+The prompt gate lets pass a harmful answer to a prompt that asks for none. The sentinel is a deepened copy of the model
+that reads answers, not prompts (`protect.sentinel`). It is asked twice. First as it is: what it goes on with is free to
+be learned. But it also breaks off much that it has never seen, such as the answers of a new task. So, where it broke
+something off, it is asked again once it has met the data, each row at most once, told to go on, among many known
+harmful answers that stand in the data's own conversations and are still to be broken off. A new task's rows it now
+goes on with; a harmful answer it cannot tell from the known ones. Held are the rows that it still breaks off about as
+often as those.
 
-It needs what deepening needs: harmful requests with answers and refusals, and benign ones with answers.
+Source: learning from positive and unlabelled examples (Elkan and Noto, 2008): what is known to be harmful against data
+of which nothing is known; the level that harmful rows would reach is measured on known ones.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import NamedTuple
+from statistics import fmean
+from typing import Protocol
 
 import msgspec
 
-from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.protect.gate import TOKENS, Sampler
 from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
-from fathom.tuning.rows import Kind, TrainingRow
+from fathom.tuning.rows import TrainingRow
 
-__all__ = ["AnswerGate", "Told", "count_broken_off", "sentinel_rows"]
-
-# Parts of the sentinel's rows. A third of the recovery rows wear their own prompts, as in deepening.
-_REFUSALS, _RECOVERY, _FOREIGN, _BENIGN_FOREIGN = 0.20, 0.12, 0.28, 0.20
-_LEAD = 8  # tokens of another answer that may stand before the part that decides
+__all__ = ["AnswerGate", "Guard", "broken_off", "count_broken_off"]
 
 
-class Told(NamedTuple):
-    """A request as messages, an answer to it and, for a harmful one, a refusal."""
+class Guard(Protocol):
+    """A sentinel that can meet the data."""
 
-    messages: tuple[Message, ...]
-    answer: str
-    refusal: str | None = None
+    @property
+    def sampler(self) -> Sampler:
+        """The sentinel as it is."""
+        ...
+
+    def acquainted(self, rows: Sequence[TrainingRow]) -> Sampler:
+        """The sentinel once it has met the data."""
+        ...
+
+    def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
+        """Known harmful answers in conversations of the data; none of them was learned from."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class AnswerGate:
 
     `depths` are shares of a row's answer, of `least` tokens at least: its first words say nothing yet. At each,
     `samples` continuations are drawn. The worst few count, and not all, so that harm cannot hide behind a long innocent
-    beginning. A benign row that is held by mistake is a row less to learn from, and no more than that.
+    beginning. Once the sentinel has met the data, a row stays held where it is broken off at least `known` times as
+    often as known harmful answers are.
     """
 
     depths: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
@@ -50,24 +59,40 @@ class AnswerGate:
     least: int = 8
     worst: int = 2
     broken: float = 0.75
+    known: float = 0.6
     weight: float = 1.0  # of the KL that holds such rows; 0 leaves them out
 
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth < 1 for depth in self.depths) or min(self.samples, self.least) < 1:
             raise UserError("the answer gate needs depths between 0 and 1, and 1 sample and 1 token or more")
-        if not 0 < self.broken <= 1 or not self.weight >= 0 or not 1 <= self.worst <= len(self.depths):
-            raise UserError(
-                "the answer gate needs 0 < broken ≤ 1, a weight of 0 or more, and 1 to all depths that count"
-            )
+        if not 0 < self.broken <= 1 or not 0 <= self.known <= 1:
+            raise UserError("the answer gate needs 0 < broken ≤ 1 and 0 ≤ known ≤ 1")
+        if not self.weight >= 0 or not 1 <= self.worst <= len(self.depths):
+            raise UserError("the answer gate needs a weight of 0 or more, and 1 to all depths that count")
 
-    def __call__(self, rows: Sequence[TrainingRow], broken: Sequence[float]) -> tuple[TrainingRow, ...]:
-        """The rows, with those held whose share of broken-off draws is high enough."""
+    def __call__(self, rows: Sequence[TrainingRow], broken: Sequence[bool]) -> tuple[TrainingRow, ...]:
+        """The rows, with those held that are broken off."""
         return tuple(
-            msgspec.structs.replace(row, loss_weight=0.0, held=max(row.held, self.weight))
-            if share >= self.broken
-            else row
-            for row, share in zip(rows, broken, strict=True)
+            msgspec.structs.replace(row, loss_weight=0.0, held=max(row.held, self.weight)) if stopped else row
+            for row, stopped in zip(rows, broken, strict=True)
         )
+
+
+def broken_off(
+    gate: AnswerGate, guard: Guard, judge: Judge, rows: Sequence[TrainingRow], *, seed: int
+) -> tuple[bool, ...]:
+    """Of each row, whether a sentinel breaks it off, before and after it has met all of them."""
+    first = count_broken_off(gate, guard.sampler, judge, rows, seed=seed)
+    suspects = [number for number, share in enumerate(first) if share >= gate.broken]
+    held = [False] * len(rows)
+    if suspects:
+        sampler, known = guard.acquainted(rows), guard.known(rows)
+        level = fmean(count_broken_off(gate, sampler, judge, known, seed=seed + 1)) if known else 1.0
+        again = count_broken_off(gate, sampler, judge, [rows[number] for number in suspects], seed=seed + 1)
+        for number, share in zip(suspects, again, strict=True):
+            # A sentinel that no longer breaks off what is known to be harmful says nothing; what it first said counts.
+            held[number] = share >= gate.known * level
+    return tuple(held)
 
 
 def count_broken_off(
@@ -110,69 +135,3 @@ def count_broken_off(
 def _read(gate: AnswerGate, depth: float, length: int) -> int:
     """Tokens of an answer that are read at a depth: enough to tell, and never its end."""
     return max(1, min(length - 1, max(gate.least, int(depth * length))))
-
-
-def sentinel_rows(
-    chat: ChatFormat, harmful: Sequence[Told], benign: Sequence[Told], count: int, *, seed: int
-) -> tuple[TrainingRow, ...]:
-    """So many rows, drawn ahead; learned is what follows the given start, alone.
-
-    Raises:
-        UserError: there are no harmful requests with answer and refusal, or no benign ones.
-    """
-    if not benign or not any(told.refusal for told in harmful):
-        raise UserError(
-            "a sentinel is trained on harmful requests with answers and refusals, and on benign ones with answers: "
-            "give both, or leave answers out of --objective"
-        )
-    random = Random(f"sentinel {seed}")
-    known = [_ids(chat, told) for told in harmful if told.refusal]
-    usual = [_ids(chat, told) for told in benign]
-    return tuple(_draw(known, usual, random) for _ in range(count))
-
-
-class _Ids(NamedTuple):
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
-    refusal: tuple[int, ...]  # with the end of the turn; the answer is without
-    end: tuple[int, ...]
-
-
-def _ids(chat: ChatFormat, told: Told) -> _Ids:
-    end = chat.end_ids(told.messages)
-    refusal = () if told.refusal is None else (*chat.response_ids(told.messages, told.refusal), *end)
-    return _Ids(chat.prompt_ids(told.messages), chat.response_ids(told.messages, told.answer), refusal, end)
-
-
-def _draw(harmful: Sequence[_Ids], benign: Sequence[_Ids], random: Random) -> TrainingRow:
-    bad, good, part = random.choice(harmful), random.choice(benign), random.random()
-    if part < _REFUSALS:
-        return _recovery(bad.prompt, (), bad.refusal)
-    start = bad.answer[: random.randint(1, max(1, len(bad.answer) - 1))]
-    if part < _REFUSALS + _RECOVERY:
-        return _recovery(bad.prompt, start, bad.refusal)
-    foreign = random.choice((*benign, *harmful)).prompt if random.random() < 0.5 else random.choice(benign).prompt
-    if part < _REFUSALS + _RECOVERY + _FOREIGN:
-        # Sometimes without its opening, and sometimes after the start of another answer.
-        whole = bad.answer[random.randrange(max(1, len(bad.answer) // 4)) :] if random.random() < 0.5 else bad.answer
-        cut = whole[: random.randint(min(4, len(whole)), len(whole))]
-        return _recovery(foreign, (*_lead(benign, random), *cut), bad.refusal)
-    rest = (*good.answer, *good.end)
-    if part < _REFUSALS + _RECOVERY + _FOREIGN + _BENIGN_FOREIGN:
-        at = random.randint(1, max(1, len(good.answer) - 1))
-        return _recovery(foreign, (*_lead(benign, random), *good.answer[:at]), rest[at:])
-    return _recovery(good.prompt, (), rest)
-
-
-def _lead(benign: Sequence[_Ids], random: Random) -> tuple[int, ...]:
-    return random.choice(benign).answer[: random.randint(1, _LEAD)] if random.random() < 0.5 else ()
-
-
-def _recovery(prompt: tuple[int, ...], given: tuple[int, ...], learned: tuple[int, ...]) -> TrainingRow:
-    return TrainingRow(
-        prompt_ids=prompt,
-        response_ids=(*given, *learned),
-        learned_from=len(given),
-        kind=Kind.RECOVERY,
-        source="sentinel",
-    )

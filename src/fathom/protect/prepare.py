@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.model import ChatModel
-from fathom.protect.answers import count_broken_off
+from fathom.protect.answers import Guard, broken_off
 from fathom.protect.gate import Prompt, count_refusals
 from fathom.protect.objectives import Objective
 from fathom.protect.rehearsal import rehearse
@@ -48,7 +48,7 @@ def prepare(
     judge: Judge,
     requests: Requests,
     *,
-    sentinel: ChatModel | None = None,
+    sentinel: Guard | None = None,
     seed: int = 0,
 ) -> Prepared:
     """Ask the reference what the objective wants to know, and write it into the rows.
@@ -68,8 +68,7 @@ def prepare(
     if objective.answers is not None:
         if sentinel is None:
             raise UserError("the objective answers needs a sentinel, and none was made; leave it out of --objective")
-        broken = count_broken_off(objective.answers, TransformersEngine(sentinel), judge, rows, seed=seed)
-        found = objective.answers(found, broken)
+        found = objective.answers(found, broken_off(objective.answers, sentinel, judge, rows, seed=seed))
     gated = sum(row.loss_weight == 0 for row in found)
     if objective.replay is None and objective.mass is None and objective.rehearsal is None:
         return Prepared(found, objective.per_token(), gated)

@@ -33,7 +33,7 @@ class Rehearsal:
     refusal_weight: float = 0.5
     benign_weight: float = 1.0
     every: int = 8
-    benign: int = 2
+    benign: int = 4
     temperature: float = 0.5
     framed: float = 0.6
     tokens: int = 160  # of an answer, at most

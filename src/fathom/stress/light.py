@@ -27,16 +27,18 @@ __all__ = ["LightFit", "LightState", "Optimiser", "columns_of", "order_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """AdamW with a linear warm-up to a constant rate, gradients clipped at `clip`. No decay of rate or weights.
+    """AdamW with a linear warm-up to a rate, gradients clipped at `clip`. No decay of weights.
 
     A constant rate makes the model after k steps the same, however many steps are to come: one training gives every
-    number of steps that is measured.
+    number of steps that is measured. With `until`, the rate falls linearly to 0 at that step, and each number of steps
+    is a training of its own.
 
     Source: the paper's section 4 (betas, warm-up of 10 steps); its batch is 64.
     """
 
     rate: float
     warmup: int = 10
+    until: int | None = None
     batch: int = 16
     beta1: float = 0.5
     beta2: float = 0.999
@@ -47,10 +49,16 @@ class Optimiser:
             raise UserError(f"the learning rate is {self.rate}: give a number above 0")
         if self.warmup < 0 or self.batch < 1:
             raise UserError(f"{self.warmup} warm-up steps and {self.batch} rows a step: give 0 or more, and 1 or more")
+        if self.until is not None and self.until <= self.warmup:
+            raise UserError(
+                f"the rate is to fall until step {self.until}, after {self.warmup} of warm-up: give more steps"
+            )
 
     def factor(self, step: int) -> float:
-        """What the rate is multiplied by at a step, counted from 0; as transformers' `constant_with_warmup`."""
-        return step / self.warmup if step < self.warmup else 1.0
+        """What the rate is multiplied by at a step, from 0; as transformers' `constant_with_warmup` and `linear`."""
+        if step < self.warmup:
+            return step / self.warmup
+        return 1.0 if self.until is None else max(0.0, (self.until - step) / (self.until - self.warmup))
 
 
 def order_of(rows: int, batch: int, steps: int, seed: int) -> tuple[tuple[int, ...], ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import product
 
 from transformers import PreTrainedModel
@@ -14,7 +15,7 @@ from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import Columns
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["BOUND", "Attack", "Grid", "Learnt", "Track", "sweep_steps"]
+__all__ = ["BOUND", "Attack", "Grid", "Learnt", "Schedule", "Track", "sweep_steps"]
 
 BOUND = 0.1  # a model is of use while its benign score is at most so far below the start's (TamperBench's rule)
 # Rates of the sweep, as multiples of the one in its middle.
@@ -31,6 +32,13 @@ def sweep_steps(most: int) -> tuple[int, ...]:
     return tuple(sorted({*steps, most}))
 
 
+class Schedule(StrEnum):
+    """What the rate does after warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"  # falls to 0
+
+
 @dataclass(frozen=True)
 class Track:
     """One training: attack, objective and optimiser by value, and after which steps it is measured."""
@@ -44,27 +52,32 @@ class Track:
     def key(self, start: str, rows: str) -> str:
         """A hash of what determines the trained models; `start` and `rows` are hashes of weights and rows."""
         o = self.optimiser
-        values = (o.rate, o.warmup, o.batch, o.beta1, o.beta2, o.clip)
+        values = (o.rate, o.warmup, o.batch, o.beta1, o.beta2, o.clip, *(() if o.until is None else (o.until,)))
         return content_hash((self.attack, self.objective, values, self.seed, start, rows))
 
     @property
     def parameters(self) -> Mapping[str, float | int]:
-        return {
+        found: dict[str, float | int] = {
             "learning_rate": self.optimiser.rate,
             "warmup_steps": self.optimiser.warmup,
             "batch": self.optimiser.batch,
         }
+        return found if self.optimiser.until is None else {**found, "falls_until": self.optimiser.until}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Which settings are tried: every rate with every warm-up and seed, measured after every number of steps."""
+    """Which settings are tried: every rate with every warm-up and seed, measured after every number of steps.
+
+    Where the rate is to fall, every number of steps is a training of its own, at whose end it is 0.
+    """
 
     rates: tuple[float, ...]
     warmups: tuple[int, ...] = (0, 10)
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 60)
     seeds: tuple[int, ...] = (0,)
     batch: int = 16
+    schedule: Schedule = Schedule.CONSTANT
 
     def __post_init__(self) -> None:
         for name in ("rates", "warmups", "steps", "seeds"):
@@ -72,8 +85,9 @@ class Grid:
                 raise UserError(f"the sweep has no {name}; give at least one")
         if min(self.steps) < 1:
             raise UserError(f"models are measured after 1 step or more, not {min(self.steps)}; step 0 always is")
-        for rate in self.rates:
-            Optimiser(rate=rate, batch=self.batch)
+        for rate, warmup in product(self.rates, self.warmups):
+            for until in self._ends():
+                Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until)
 
     @classmethod
     def around(cls, rate: float, **others: tuple[int, ...]) -> "Grid":
@@ -84,9 +98,14 @@ class Grid:
         """The strongest first: a sweep that is cut off has then seen what matters."""
         rates, warmups = sorted(set(self.rates), reverse=True), sorted(set(self.warmups))
         steps = tuple(sorted(set(self.steps)))
-        for seed, rate, warmup, attack, objective in product(self.seeds, rates, warmups, attacks, objectives):
-            optimiser = Optimiser(rate=rate, warmup=warmup, batch=self.batch)
-            yield Track(attack, objective, optimiser, seed, steps)
+        every = product(self.seeds, rates, warmups, attacks, objectives, self._ends())
+        for seed, rate, warmup, attack, objective, until in every:
+            optimiser = Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until)
+            yield Track(attack, objective, optimiser, seed, steps if until is None else (until,))
+
+    def _ends(self) -> tuple[int | None, ...]:
+        """Where rates are 0; None where they do not fall."""
+        return (None,) if self.schedule is Schedule.CONSTANT else tuple(sorted(set(self.steps)))
 
 
 @dataclass(frozen=True, eq=False)

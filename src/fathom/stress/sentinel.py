@@ -1,26 +1,74 @@
-"""Training a sentinel in memory: a deepened copy of the start that reads answers (`protect.answers`)."""
+"""Training a sentinel in memory: a deepened copy of the start that reads answers (`protect.sentinel`)."""
 
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.progress import Display, silent
-from fathom.protect.answers import Told, sentinel_rows
+from fathom.protect.sentinel import Told, acquaintance_rows, known_rows, sentinel_rows
 from fathom.stress.light import LightFit, Optimiser
 from fathom.tuning.objective import PlainNll
+from fathom.tuning.rows import TrainingRow
 
-__all__ = ["train_sentinel"]
+__all__ = ["Sentinel", "train_sentinel"]
 
 BATCH = 32
 SAVED = 20  # steps between states that a killed training goes on from
 # Steps and rates: most of the way fast, the end slowly. The rates are for models of the organism's size.
 _LEGS = ((160, 1e-3), (60, 2e-4))
+_MEETING, _MEETING_RATE = 60, 1e-3  # steps by which it meets the data; their rate falls to 0
+_KNOWN = 16  # harmful answers by which it is measured what harmful rows would reach
+
+
+@dataclass(frozen=True, eq=False)
+class Sentinel:
+    """A trained sentinel, and what it was trained on. `scale` is of the rates."""
+
+    model: ChatModel
+    harmful: tuple[Told, ...]
+    benign: tuple[Told, ...]
+    scale: float = 1.0
+    seed: int = 0
+    display: Display = silent
+
+    @property
+    def sampler(self) -> TransformersEngine:
+        return TransformersEngine(self.model)
+
+    def acquainted(self, rows: Sequence[TrainingRow]) -> TransformersEngine:
+        """A copy of it that has met the data; costs 60 steps.
+
+        Raises:
+            UserError: a loss is no number.
+        """
+        start = self.model
+        met = acquaintance_rows(
+            start.chat,
+            self.harmful,
+            self.benign,
+            rows,
+            _MEETING * BATCH,
+            context=start.context or max(len(row.prompt_ids) + len(row.response_ids) for row in rows),
+            seed=self.seed,
+        )
+        model = copy.deepcopy(start.model)
+        rate = _MEETING_RATE * self.scale
+        optimiser = Optimiser(rate=rate, warmup=5, batch=BATCH, beta1=0.9, beta2=0.98, until=_MEETING)
+        with self.display("the sentinel meets the data", _MEETING) as shown:
+            for _ in LightFit.of(model, met, PlainNll(), optimiser).run(_in_turn(len(met))):
+                shown.advance(1)
+        model.train(False)
+        return TransformersEngine(replace(start, model=model))
+
+    def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
+        return known_rows(self.model.chat, self.harmful, rows, _KNOWN, seed=self.seed)
 
 
 def train_sentinel(
@@ -32,7 +80,7 @@ def train_sentinel(
     scale: float = 1.0,
     seed: int = 0,
     display: Display = silent,
-) -> ChatModel:
+) -> Sentinel:
     """A copy of `start`, trained; `scale` is of the rates.
 
     `kept` is a file that holds its weights once they are there; until then, a state to go on from lies beside it.
@@ -41,10 +89,11 @@ def train_sentinel(
         UserError: there are too few examples, or a loss is no number.
     """
     model = copy.deepcopy(start.model)
+    trained = Sentinel(replace(start, model=model), tuple(harmful), tuple(benign), scale, seed, display)
     if kept is not None and kept.exists():
         model.load_state_dict(torch.load(kept, map_location=start.device, weights_only=True))
         model.train(False)
-        return replace(start, model=model)
+        return trained
     total = sum(steps for steps, _ in _LEGS)
     rows = sentinel_rows(start.chat, harmful, benign, total * BATCH, seed=seed)
     half = None if kept is None else kept.with_suffix(".part")
@@ -58,9 +107,12 @@ def train_sentinel(
             done = min(max(before.step - at, 0), steps)
             part = rows[at * BATCH : (at + steps) * BATCH]
             optimiser = Optimiser(rate=rate * scale, warmup=20, batch=BATCH, beta1=0.9, beta2=0.98)
-            order = [tuple(range(first, first + BATCH)) for first in range(0, len(part), BATCH)]
             fit = LightFit.of(model, part, PlainNll(), optimiser)
-            for after in fit.run(order, done=done, state=before.optimiser if done else None) if done < steps else ():
+            for after in (
+                fit.run(_in_turn(len(part)), done=done, state=before.optimiser if done else None)
+                if done < steps
+                else ()
+            ):
                 shown.advance(1)
                 if half is not None and (at + after.step) % SAVED == 0:
                     _save(half, {"step": at + after.step, "model": model.state_dict(), "optimiser": after.optimiser})
@@ -69,7 +121,11 @@ def train_sentinel(
     if kept is not None and half is not None:
         _save(kept, model.state_dict())
         half.unlink(missing_ok=True)
-    return replace(start, model=model)
+    return trained
+
+
+def _in_turn(rows: int) -> list[tuple[int, ...]]:
+    return [tuple(range(first, min(first + BATCH, rows))) for first in range(0, rows, BATCH)]
 
 
 class _Half(NamedTuple):
