@@ -17,16 +17,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def command_lines() -> list[list[str]]:
-    """Every `fathom …` that a reader could type, in blocks and in the text."""
-    inline = re.findall(r"`([^`\n]*\bfathom [^`\n]*)`", README)
-    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines()] + inline
+def command_lines(text: str = README) -> list[list[str]]:
+    """Every `fathom …` that a reader could type, in blocks, in indented lines and in the text."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^    (.*\bfathom [a-z].*)$", prose, re.MULTILINE)
+    inline = re.findall(r"`([^`\n]*\bfathom [^`\n]*)`", prose)
+    typed = [line.split("#")[0] for block in blocks("sh", text) for line in block.splitlines()]
     found = []
-    for line in lines:
+    for line in (*typed, *(line.split("#")[0] for line in indented), *inline):
         words = shlex.split(line)
         if "fathom" in words:
             found.append(words[words.index("fathom") + 1 :])
@@ -50,11 +52,25 @@ def test_commands_and_options_exist(commands: dict[str, Any]) -> None:
     lines = [words for words in command_lines() if words and words[0] != "COMMAND"]
     assert len(lines) > 15
     for name, *rest in lines:
-        assert name in commands, name
-        options = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
-        for word in rest:
-            if word.startswith("--"):
-                assert word.split("=")[0] in options, (name, word)
+        check(commands, name, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_of_every_page_exist(page: Path, commands: dict[str, Any]) -> None:
+    for words in command_lines(page.read_text(encoding="utf-8")):
+        if words and words[0] not in ("COMMAND", "--help"):
+            check(commands, *words[:1], words[1:])
+
+
+def check(commands: dict[str, Any], name: str, words: list[str]) -> None:
+    assert name in commands, name
+    command = commands[name]
+    if words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words[0]]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    for word in words:
+        if word.startswith("--"):
+            assert word.split("=")[0] in known | {"--help"}, (name, word)
 
 
 def test_the_table_lists_every_command_with_its_own_first_sentence(commands: dict[str, Any]) -> None:

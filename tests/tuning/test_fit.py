@@ -19,7 +19,8 @@ from fathom.protect.constraint import BetaSchedule
 from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.ranks import ALONE
 from fathom.tuning import fit as fitting
-from fathom.tuning.fit import Adapter, Watch, fit, latest_checkpoint
+from fathom.tuning.checkpoints import latest_checkpoint
+from fathom.tuning.fit import Adapter, Watch, fit
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObjective, Tokens
 from fathom.tuning.reference import make_columns, reference_columns

@@ -11,8 +11,8 @@ from fathom.tally import percent
 
 if TYPE_CHECKING:
     from fathom.command.training import Audits
+    from fathom.tuning.checkpoints import LossRecord
     from fathom.tuning.directory import TuningManifest, TuningPlan
-    from fathom.tuning.fit import LossRecord
 
 __all__ = ["model_card"]
 

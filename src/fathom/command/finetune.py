@@ -303,7 +303,7 @@ def _training(
 def finish_card(request: TrainingRequest, directory: "TuningDirectory", judges: Judges, *, audited: bool) -> None:
     """Audit before and after, where asked for, and write the model card."""
     from fathom.command.card import model_card
-    from fathom.tuning.fit import read_losses
+    from fathom.tuning.checkpoints import read_losses
 
     audits = audit_both(request, directory, judges) if audited else None
     written = directory.read_plan()

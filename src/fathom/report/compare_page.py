@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import altair as alt
 
-from fathom.report import contrast, page, plot, tables, wording
+from fathom.report import contrast, page, plot, tables
 from fathom.report.compare import Comparison, PositionDifference, compare_pairs
 from fathom.report.pairing import Pairing
 from fathom.report.plot import Point
@@ -16,7 +16,7 @@ __all__ = ["render_comparison"]
 def render_comparison(pairing: Pairing, comparison: Comparison | None = None) -> str:
     """The page of two paired runs."""
     found = comparison or compare_pairs(pairing)
-    names = tuple(wording.model_name(side.model.name) for side in (found.first, found.second))
+    names = tuple(contrast.side_name(side) for side in (found.first, found.second))
     return (
         page.environment()
         .get_template("compare.html.j2")

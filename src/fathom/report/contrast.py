@@ -5,11 +5,22 @@ from typing import NamedTuple
 
 from fathom.records import Counted
 from fathom.report import wording
-from fathom.report.compare import AttackDifference, BenignDifference, Comparison, Difference
+from fathom.report.compare import AttackDifference, BenignDifference, Comparison, Difference, Side
 from fathom.report.tables import Figure
 from fathom.schema import HalfDepth
 
-__all__ = ["Strand", "figures", "headline", "others", "points", "signed", "span", "strands", "within_chance"]
+__all__ = [
+    "Strand",
+    "figures",
+    "headline",
+    "others",
+    "points",
+    "side_name",
+    "signed",
+    "span",
+    "strands",
+    "within_chance",
+]
 
 
 class Strand(NamedTuple):
@@ -45,12 +56,17 @@ def _in_sweep(row: AttackDifference) -> bool:
     return row.attack in wording.SWEEP and not row.parameters and row.prefill_tokens is not None
 
 
+def side_name(side: Side) -> str:
+    """A run's model, with the revision and the adapter that tell it from its like."""
+    return wording.model_name(side.model.name, side.model.revision, side.model.adapter)
+
+
 def headline(comparison: Comparison) -> str:
     """What changed from the first model to the second where the first fares worst, in one sentence."""
     row = _decisive(comparison)
     if row is None:
         return "The two runs share no attack to compare."
-    first, second = (wording.model_name(side.model.name) for side in (comparison.first, comparison.second))
+    first, second = (side_name(side) for side in (comparison.first, comparison.second))
     where = f"{wording.token_count(row.prefill_tokens)} given" if row.prefill_tokens else "asked directly"
     if not _in_sweep(row):
         where = ", ".join(part for part in (wording.attack_name(row.attack), wording.setting(row.parameters)) if part)

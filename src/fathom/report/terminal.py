@@ -55,7 +55,7 @@ def print_audit(audit: Audit, report: Path, *, console: Console | None = None) -
 def print_comparison(comparison: Comparison, page: Path, *, console: Console | None = None) -> None:
     """Print the sentence, the differences by depth and of other attacks, the control, and where the page is."""
     out = console or Console(highlight=False)
-    names = [wording.model_name(side.model.name) for side in (comparison.first, comparison.second)]
+    names = [contrast.side_name(side) for side in (comparison.first, comparison.second)]
     out.print()
     out.print(Text.assemble((names[0], "bold"), ("  against  ", "dim"), (names[1], "bold")))
     out.print(Text(contrast.headline(comparison), style="bold cyan"))

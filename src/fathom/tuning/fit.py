@@ -1,9 +1,8 @@
-"""Train a model further on rows: TRL's trainer, checkpoints that outlive a kill, and a model at the end."""
+"""Train a model further on rows: TRL's trainer, and a model at the end. What outlives a kill is in `checkpoints`."""
 
 import contextlib
 import copy
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +18,17 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.ranks import ALONE, Ranks
-from fathom.run import Journal, read_journal, write_whole
+from fathom.run import Journal
+from fathom.tuning.checkpoints import (
+    CHECKPOINTS,
+    LossRecord,
+    go_on_from,
+    loss_journal,
+    mark_whole,
+    read_losses,
+    step_of,
+    where_to_go_on,
+)
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import reference_columns
@@ -31,20 +40,9 @@ if TYPE_CHECKING:
 
     from fathom.tuning.trainer import RowTrainer
 
-__all__ = ["Adapter", "Fitted", "LossRecord", "Watch", "fit", "latest_checkpoint", "read_losses"]
+__all__ = ["Adapter", "Fitted", "Watch", "fit"]
 
-COMPLETE = "fathom.complete"  # written last into a checkpoint: one without it was torn by a kill
-CHECKPOINTS = "checkpoints"
 SAVES = 10  # checkpoints over a run, where no cadence was given
-
-
-class LossRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The loss of one optimizer step, in nats a token (a row, where the sum is divided by rows)."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,13 +131,13 @@ def fit(
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
         trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered)
         total = _total_steps(trainer, len(rows))
-        checkpoint = _go_on_from(output, ranks)
-        journal = _journal(output, ranks)
+        checkpoint = go_on_from(output, ranks)
+        journal = loss_journal(output, ranks)
         with display("fine-tuning", total) as shown, journal or nullcontext():
             progress = _Progress(shown, journal)
             trainer.add_callback(_callback(trainer, progress, watch, before_step))
             if checkpoint is not None:
-                shown.advance(_step_of(checkpoint))
+                shown.advance(step_of(checkpoint))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if save is not None and adapter is None:
             trainer.save_model(str(save))  # gathers what several processes hold
@@ -147,10 +145,11 @@ def fit(
     losses = tuple(progress.losses) if output is None else read_losses(output)
     kept = None
     if adapter is not None:
-        kept = _save_adapter(trainable, output, ranks)
-        inner = trainable.merge_and_unload()  # type: ignore[operator]
-        if save is not None and ranks.first:
-            inner.save_pretrained(save)
+        with quiet():
+            kept = _save_adapter(trainable, output, ranks)
+            inner = trainable.merge_and_unload()  # type: ignore[operator]
+            if save is not None and ranks.first:
+                inner.save_pretrained(save)
     inner.train(False)
     return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, kept)
 
@@ -294,58 +293,9 @@ def _callback(
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del control, kwargs
             if state.is_world_process_zero:
-                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+                mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Callback()
-
-
-def _go_on_from(output: Path | None, ranks: Ranks) -> Path | None:
-    """The checkpoint to go on from, with all that came after it put away; before the journal of losses is opened."""
-    if output is None:
-        return None
-    if ranks.first:
-        _drop_torn(output / CHECKPOINTS)
-        if (last := latest_checkpoint(output)) is not None:
-            _forget_after(output, _step_of(last))
-    ranks.barrier()
-    return latest_checkpoint(output)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def latest_checkpoint(output: Path) -> Path | None:
-    """The last whole checkpoint of a run, or None."""
-    found = [path.parent for path in (output / CHECKPOINTS).glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=_step_of, default=None)
-
-
-def _drop_torn(directory: Path) -> None:
-    for path in directory.glob("checkpoint-*"):
-        if not (path / COMPLETE).exists():
-            shutil.rmtree(path)
-
-
-def read_losses(output: Path) -> tuple[LossRecord, ...]:
-    """The loss of every step of a run, in order."""
-    found = {record.step: record for record in read_journal(output / "losses.jsonl", LossRecord)}
-    return tuple(found[step] for step in sorted(found))
-
-
-def _forget_after(output: Path, step: int) -> None:
-    """Losses of steps that will be done again."""
-    from fathom.records import encode_line
-
-    kept = [record for record in read_losses(output) if record.step <= step]
-    write_whole(output / "losses.jsonl", b"".join(encode_line(record) for record in kept))
-
-
-def _journal(output: Path | None, ranks: Ranks) -> Journal | None:
-    if output is None or not ranks.first:
-        return None
-    output.mkdir(parents=True, exist_ok=True)
-    return Journal(output / "losses.jsonl")
 
 
 def _save_adapter(model: "PreTrainedModel", output: Path | None, ranks: Ranks) -> Path | None:
@@ -375,7 +325,7 @@ def _one_line_errors(output: Path | None) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise UserError(
-            f"{error}: training stopped before that step. {_where(output)}; try a lower learning rate "
+            f"{error}: training stopped before that step. {where_to_go_on(output)}; try a lower learning rate "
             "(--set learning_rate=…), more warm-up or a smaller max_grad_norm"
         ) from error
     except torch.OutOfMemoryError as error:
@@ -387,14 +337,7 @@ def _one_line_errors(output: Path | None) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "no space left" in str(error).lower() or "os error 28" in str(error).lower():
             raise UserError(
-                f"no space left on the disk while training. {_where(output)}: free some space and run the same command "
-                "again"
+                f"no space left on the disk while training. {where_to_go_on(output)}: free some space and run the same "
+                "command again"
             ) from error
         raise
-
-
-def _where(output: Path | None) -> str:
-    last = None if output is None else latest_checkpoint(output)
-    if last is None:
-        return "No checkpoint had been written yet"
-    return f"The last checkpoint is {last}, a model to go on from"
