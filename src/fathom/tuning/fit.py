@@ -125,7 +125,8 @@ def fit(
         raise UserError("there are no rows to train on: give data with at least one example")
     settings = settings.with_batch()
     inner = model.model
-    trainable = inner if adapter is None else _with_adapter(inner, adapter)
+    with quiet():
+        trainable = inner if adapter is None else _with_adapter(inner, adapter)
     with response_head(inner), _one_line_errors(output), quiet():
         autocast = _autocast(settings)
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
