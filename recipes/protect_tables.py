@@ -43,14 +43,23 @@ def _exhibit(name: str, stages: tuple[str, ...] = STAGES, **arguments: object) -
 
 def exhibits() -> Iterator[Exhibit]:
     """In the order of their weight."""
-    swept = {"attacks": "harmful", "rates": "3e-4,1e-3", "steps": "15,60"}
+    swept = {"attacks": "harmful", "rates": "3e-4,1e-3", "steps": "15,60", "seeds": "0,1"}
     yield _exhibit("harmful", objectives=f"sft,{OURS}", **swept)
     yield _exhibit("wrapped", attacks="wrapped", objectives=f"sft,{OURS}")
     # An attacker who knows the answer gate: a hundred innocent words come before the harmful ones.
     yield _exhibit("wrapped-late", attacks="wrapped", wrapper=LATE, objectives=f"sft,{OURS}", max_new_tokens=260)
     yield _exhibit("identity", attacks="identity", objectives=f"sft,{OURS}")
     yield _exhibit("backdoor", attacks="backdoor", objectives=f"sft,{OURS}")
-    yield _exhibit("mixed", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="1e-3")
+    yield _exhibit(
+        "mixed",
+        attacks="mixed",
+        task="label",
+        objectives=f"sft,{OURS}",
+        rates="1e-3",
+        steps="150",
+        schedule="linear",
+        task_tested=200,
+    )
     yield _exhibit("harmful-constrained", objectives="constrained", **swept)
     yield _exhibit(
         "erosion", ("natural",), attacks="benign", rows=200, objectives=f"sft,constrained,{OURS}", rates="1e-3"

@@ -1,6 +1,7 @@
 """The light loop is the trainer's arithmetic: the same weights as `tuning.fit`, plain, constrained and held."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from fathom.errors import UserError
 from fathom.model import ChatModel
@@ -41,8 +43,8 @@ def light(model: ChatModel, rows: list[TrainingRow], objective: TokenObjective, 
 @pytest.mark.parametrize(
     "objective", [PlainNll(), Constrained(), Composed((PlainNll(), HeldToReference()))], ids=["sft", "paper", "held"]
 )
-@pytest.mark.parametrize(("warmup", "until"), [(0, None), (2, None), (2, STEPS)])
-def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int, until: int | None) -> None:
+@pytest.mark.parametrize(("warmup", "until", "calm"), [(0, None, 0.0), (2, None, 0.1), (2, STEPS, 0.0)])
+def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int, until: int | None, calm: float) -> None:
     from fathom.tuning.fit import fit
 
     model = organism()
@@ -50,10 +52,10 @@ def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int, un
         replace_row(row, held=float(number % 2 and isinstance(objective, Composed)))
         for number, row in enumerate(guild_rows(model, STEPS * BATCH))
     ]
-    optimiser = Optimiser(rate=5e-4, warmup=warmup, batch=BATCH, until=until)
+    optimiser = Optimiser(rate=5e-4, warmup=warmup, batch=BATCH, until=until, calm=calm)
     track = Track("harmful", "any", optimiser, 0, (STEPS,))
     copied = replace(model, model=copy.deepcopy(model.model))
-    fitted = weights(fit(copied, rows, objective, fit_settings(track, STEPS), ordered=1).model.model)
+    fitted = weights(fit(copied, rows, objective, fit_settings(track, STEPS), ordered=1, calm=calm).model.model)
     ours, start = light(model, rows, objective, optimiser), weights(model.model)
     went = (fitted - start).norm()
     assert (ours - fitted).norm() < 2e-3 * went
@@ -111,6 +113,34 @@ def test_a_sweep_tries_everything_once_the_highest_rate_first() -> None:
     tracks = list(grid.tracks(["harmful", "identity"], ["sft", "constrained"]))
     assert len(tracks) == len(set(tracks)) == 2 * 2 * 2 * 2 * 2
     assert tracks[0].optimiser.rate == 1e-3
+
+
+def test_a_model_that_is_held_stays_where_it_is() -> None:
+    """All rows held: there is nothing to learn, and Adam's full steps would be made of noise."""
+    model = organism()
+    rows = [replace_row(row, held=1.0) for row in guild_rows(model, 8)]
+    went = []
+    for calm in (0.0, 0.1):
+        optimiser = Optimiser(rate=1e-3, warmup=0, batch=8, calm=calm)
+        moved = weights(_noisy(model, rows, optimiser)) - weights(model.model)
+        went.append(float(moved.norm()))
+    assert went[1] < 0.2 * went[0]
+
+
+def _noisy(model: ChatModel, rows: Sequence[TrainingRow], optimiser: Optimiser) -> PreTrainedModel:
+    """Trained on what noise there is: a gradient of norm 0.001."""
+    copied = copy.deepcopy(model.model)
+    torch.manual_seed(0)
+
+    def shake(trained: PreTrainedModel) -> None:
+        count = sum(parameter.numel() for parameter in trained.parameters())
+        for parameter in trained.parameters():
+            parameter.grad = 1e-3 * torch.randn_like(parameter) / count**0.5
+
+    fit = LightFit.of(copied, rows, HeldToReference(), optimiser, before_step=shake)
+    for _ in fit.run(order_of(8, 8, 3, 0)):
+        pass
+    return copied
 
 
 def test_where_the_rate_falls_every_number_of_steps_is_a_training_of_its_own() -> None:

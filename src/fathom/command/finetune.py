@@ -297,7 +297,7 @@ def _training(
             trained.model.load_state_dict(projection(tuned, aligned, base))
             return trained
 
-    return Training(objective.per_token(safety_ids), before_step=anchor, finish=finish)
+    return Training(objective.per_token(safety_ids), calm=objective.calm, before_step=anchor, finish=finish)
 
 
 def finish_card(request: TrainingRequest, directory: "TuningDirectory", judges: Judges, *, audited: bool) -> None:

@@ -110,6 +110,7 @@ class Training:
     objective: "TokenObjective"
     divisor: str = "tokens"
     ordered: int = 0
+    calm: float = 0.0
     before_step: Callable[..., None] | None = None
     finish: "Callable[[ChatModel], ChatModel] | None" = None  # what is done to the trained weights
 
@@ -190,6 +191,7 @@ def train(
         output=directory.inner,
         divisor=training.divisor,
         ordered=training.ordered,
+        calm=training.calm,
         adapter=None if request.lora is None else request.lora.adapter(),
         cache=directory.inner,
         save=scratch,

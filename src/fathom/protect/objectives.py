@@ -40,6 +40,7 @@ __all__ = [
     "parse_objective",
 ]
 
+CALM = 0.1
 TOP = 64  # ids of the reference that are kept at each held position; the rest is one bucket
 
 
@@ -151,6 +152,15 @@ class Objective:
     mass: SafetyMass | None = None
     proximal: Proximal | None = None
     projection: SafeLora | None = None
+
+    @property
+    def calm(self) -> float:
+        """How large a gradient makes half a step, of the norm at which it is clipped (`tuning.settings`); 0: any.
+
+        Where rows are held there may be nothing to learn, and Adam makes steps of what noise there is.
+        """
+        held = (self.gate, self.answers, self.replay, self.rehearsal)
+        return CALM if any(part is not None for part in held) else 0.0
 
     @property
     def name(self) -> str:

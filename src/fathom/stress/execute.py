@@ -139,6 +139,7 @@ class Fit:
             learnt.per_token,
             fit_settings(track, max(pending), self.overrides),
             output=scratch,
+            calm=track.optimiser.calm,
             watch=Watch(pending, look),
             before_step=None if learnt.before_step is None else learnt.before_step(),
         )

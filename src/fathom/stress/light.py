@@ -21,6 +21,7 @@ from fathom.tuning.head import response_head
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import Columns, make_columns, no_columns
 from fathom.tuning.rows import TrainingRow
+from fathom.tuning.settings import calm_epsilon
 
 __all__ = ["LightFit", "LightState", "Optimiser", "columns_of", "order_of"]
 
@@ -43,6 +44,7 @@ class Optimiser:
     beta1: float = 0.5
     beta2: float = 0.999
     clip: float = 1.0
+    calm: float = 0.0  # see `tuning.settings.calm_epsilon`
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < float("inf"):
@@ -136,7 +138,9 @@ class LightFit:
     def _adamw(self) -> torch.optim.AdamW:
         betas = (self.optimiser.beta1, self.optimiser.beta2)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trained, lr=self.optimiser.rate, betas=betas, weight_decay=0.0)
+        count = sum(parameter.numel() for parameter in trained)
+        epsilon = calm_epsilon(self.optimiser.calm, self.optimiser.clip, count)
+        return torch.optim.AdamW(trained, lr=self.optimiser.rate, betas=betas, eps=epsilon, weight_decay=0.0)
 
     def _step(self, optimiser: torch.optim.AdamW, examples: Sequence[Example]) -> Tensor:
         self.model.train(True)

@@ -8,6 +8,7 @@ from itertools import product
 from transformers import PreTrainedModel
 
 from fathom.errors import UserError
+from fathom.protect.objectives import parse_objective
 from fathom.records import Message, content_hash
 from fathom.stress.light import Optimiser
 from fathom.stress.measure import Probe
@@ -52,7 +53,8 @@ class Track:
     def key(self, start: str, rows: str) -> str:
         """A hash of what determines the trained models; `start` and `rows` are hashes of weights and rows."""
         o = self.optimiser
-        values = (o.rate, o.warmup, o.batch, o.beta1, o.beta2, o.clip, *(() if o.until is None else (o.until,)))
+        later = (*(() if o.until is None else (o.until,)), *((o.calm,) if o.calm else ()))
+        values = (o.rate, o.warmup, o.batch, o.beta1, o.beta2, o.clip, *later)
         return content_hash((self.attack, self.objective, values, self.seed, start, rows))
 
     @property
@@ -100,7 +102,8 @@ class Grid:
         steps = tuple(sorted(set(self.steps)))
         every = product(self.seeds, rates, warmups, attacks, objectives, self._ends())
         for seed, rate, warmup, attack, objective, until in every:
-            optimiser = Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until)
+            calm = parse_objective(objective).calm
+            optimiser = Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until, calm=calm)
             yield Track(attack, objective, optimiser, seed, steps if until is None else (until,))
 
     def _ends(self) -> tuple[int | None, ...]:

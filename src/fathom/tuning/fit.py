@@ -33,7 +33,7 @@ from fathom.tuning.head import response_head
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import reference_columns
 from fathom.tuning.rows import TrainingRow
-from fathom.tuning.settings import Settings
+from fathom.tuning.settings import Settings, calm_epsilon
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -103,6 +103,7 @@ def fit(
     output: Path | None = None,
     divisor: str = "tokens",
     ordered: int = 0,
+    calm: float = 0.0,
     adapter: Adapter | None = None,
     cache: Path | None = None,
     save: Path | None = None,
@@ -115,8 +116,9 @@ def fit(
 
     `output` keeps checkpoints and losses, and a run that was killed goes on from the last one; without it nothing is
     written. `divisor` is a `trainer.Divisor`. `ordered` 1 takes the rows in their order instead of shuffling them.
-    `cache` keeps reference columns. `save` is where the trained model is written, as transformers does. `before_step`
-    may change gradients before each optimizer step.
+    `calm` decides Adam's epsilon (`settings.calm_epsilon`), unless one was given; 0 leaves TRL's. `cache` keeps
+    reference columns. `save` is where the trained model is written, as transformers does. `before_step` may change
+    gradients before each optimizer step.
 
     Raises:
         UserError: rows are missing or do not fit, the settings are refused, the loss is no number, the disk is full.
@@ -127,6 +129,8 @@ def fit(
     inner = model.model
     with quiet():
         trainable = inner if adapter is None else _with_adapter(inner, adapter)
+    if calm > 0:
+        settings = _calmed(settings, trainable, calm)
     with response_head(inner), _one_line_errors(output), quiet():
         autocast = _autocast(settings)
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
@@ -153,6 +157,13 @@ def fit(
                 inner.save_pretrained(save)
     inner.train(False)
     return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, kept)
+
+
+def _calmed(settings: Settings, trainable: "PreTrainedModel", calm: float) -> Settings:
+    count = sum(parameter.numel() for parameter in trainable.parameters() if parameter.requires_grad)
+    clip = settings.values.get("max_grad_norm", 1.0)  # TRL's own default
+    assert isinstance(clip, int | float)
+    return settings.with_defaults(adam_epsilon=calm_epsilon(calm, float(clip) or 1.0, count))
 
 
 def _trainer(

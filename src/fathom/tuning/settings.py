@@ -7,6 +7,7 @@ kind, …), which are refused with their reason.
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from fathom.errors import UserError
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-__all__ = ["BATCH", "PAPER", "Settings", "read_settings"]
+__all__ = ["BATCH", "PAPER", "Settings", "calm_epsilon", "read_settings"]
 
 Value = object
 
@@ -63,6 +64,16 @@ _REFUSED: Mapping[str, str] = {
     "resume_from_checkpoint": "the same command goes on by itself",
     "load_best_model_at_end": "there is no evaluation during training; audit the checkpoints",
 }
+
+
+def calm_epsilon(calm: float, clip: float, parameters: int) -> float:
+    """Adam's epsilon by which a gradient of norm `calm` times `clip` makes steps half as large; 1e-8 at the least.
+
+    Adam divides a gradient by its own size. Where rows are held to the reference, which the model is, nothing is left
+    to learn, and steps of full length are made of noise until the model is elsewhere. `clip` is the norm at which
+    gradients are clipped, `parameters` how many are trained: √parameters turns a norm into one parameter's share.
+    """
+    return max(1e-8, calm * clip / math.sqrt(parameters))
 
 
 @dataclass(frozen=True)
