@@ -77,6 +77,19 @@ def exhibits() -> Iterator[Exhibit]:
             schedule="linear",  # at a constant rate, plain training's own scores go up and down
             task_tested=200,
         )
+    for task in ("arithmetic", "summary"):
+        yield _exhibit(
+            f"epochs-{task}",
+            ("natural",),
+            attacks="benign",
+            task=task,
+            rows=400,
+            objectives=OURS,
+            rates="1e-3",
+            steps="650",  # with rehearsed rows among them as many epochs as 400 without
+            schedule="linear",
+            task_tested=200,
+        )
     yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
     yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")
     yield _exhibit("mixed-mild", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="3e-4")
