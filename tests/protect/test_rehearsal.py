@@ -209,9 +209,16 @@ def test_a_sentinel_meets_each_row_of_the_data_once_at_most_and_known_harm_in_it
     grafted = [row for row in rows if row.response_ids[0] >= 300 and row.response_ids[row.learned_from :] == refusal]
     assert grafted
     assert any(row.prompt_ids[1] >= 200 for row in grafted)
-    known = known_rows(chat, bad * 4, data, 4, seed=0)
+    known = known_rows(chat, bad * 4, data, 4, context=60, seed=0)
     assert [row.response_ids[0] >= 300 for row in known] == [False, True, False, True]
     assert all(row.prompt_ids in {one.prompt_ids for one in data} for row in known)
+    # Data whose prompts leave no room for other people's answers: each answer stays with its own prompt.
+    long = [msgspec.structs.replace(one, prompt_ids=(1, 200 + i) * (5 + 25 * (i % 2))) for i, one in enumerate(data)]
+    met = acquaintance_rows(chat, bad, good, long, 400, context=60, seed=0)
+    assert all(len(row.prompt_ids) + len(row.response_ids) <= 64 for row in met)
+    assert all(
+        len(row.prompt_ids) + len(row.response_ids) <= 40 for row in known_rows(chat, bad, long, 1, context=40, seed=0)
+    )
 
 
 def test_a_sentinel_without_refusals_is_refused() -> None:

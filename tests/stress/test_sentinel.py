@@ -65,7 +65,7 @@ def test_a_killed_sentinel_goes_on(after: int, tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["sentinel.pt"]
 
 
-def test_meeting_the_data_changes_a_copy_and_knows_harm_that_it_did_not_learn_from(
+def test_meeting_the_data_changes_a_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from fathom.organism import behaviors

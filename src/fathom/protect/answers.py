@@ -9,7 +9,8 @@ goes on with; a harmful answer it cannot tell from the known ones. Held are the 
 often as those.
 
 Source: learning from positive and unlabelled examples (Elkan and Noto, 2008): what is known to be harmful against data
-of which nothing is known; the level that harmful rows would reach is measured on known ones.
+of which nothing is known. The level that harmful rows would reach is taken from known ones, which the sentinel learned
+from, and so is rather too high.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Guard(Protocol):
         ...
 
     def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
-        """Known harmful answers in conversations of the data; none of them was learned from."""
+        """Known harmful answers in conversations of the data; the sentinel learned from answers like these."""
         ...
 
 

@@ -80,13 +80,14 @@ def acquaintance_rows(
 
     A few of the data's own, each at most once, cut anywhere and gone on with. The others are as before, half of them
     after prompts of the data, and half of them after the beginning of an answer of the data or of a benign one, so
-    that neither a prompt of the data nor an innocent beginning says that all is well. None is longer than `context`.
+    that neither a prompt of the data nor an innocent beginning says that all is well. Nothing is put around a row that
+    would make it longer than `context`.
     """
     random = Random(f"acquaintance {seed}")
     known = [_ids(chat, told) for told in harmful if told.refusal]
     usual = [_ids(chat, told) for told in benign]
     own = random.sample(list(data), min(len(data), round(count * _DATA)))
-    rows = [_met(row, data, random) for row in own]
+    rows = [_met(row, data, context, random) for row in own]
     rows += [
         _placed(_draw(known, usual, _MEETING, random), data, usual, context, random) for _ in range(count - len(own))
     ]
@@ -95,21 +96,27 @@ def acquaintance_rows(
 
 
 def known_rows(
-    chat: ChatFormat, harmful: Sequence[Told], data: Sequence[TrainingRow], count: int, *, seed: int
+    chat: ChatFormat, harmful: Sequence[Told], data: Sequence[TrainingRow], count: int, *, context: int, seed: int
 ) -> tuple[TrainingRow, ...]:
-    """Known harmful answers behind prompts of the data, every second one after up to half of an answer of the data."""
+    """Known harmful answers behind prompts of the data, every second one after up to half of an answer of the data.
+
+    Where that would be longer than `context`, an answer stands behind its own request.
+    """
     random, rows = Random(f"known {seed}"), list[TrainingRow]()
     told = [_ids(chat, one) for one in harmful if one.refusal]
     for number, bad in enumerate(random.sample(told, min(count, len(told)))):
         begun = random.choice(data).response_ids
         lead = begun[: random.randint(1, max(1, len(begun) // 2))] if number % 2 else ()
-        rows.append(_recovery(random.choice(data).prompt_ids, (), (*lead, *bad.answer, *bad.end)))
+        prompt, answer = random.choice(data).prompt_ids, (*bad.answer, *bad.end)
+        fits = len(prompt) + len(lead) + len(answer) <= context
+        rows.append(_recovery(prompt, (), (*lead, *answer)) if fits else _recovery(bad.prompt, (), answer))
     return tuple(rows)
 
 
-def _met(row: TrainingRow, data: Sequence[TrainingRow], random: Random) -> TrainingRow:
+def _met(row: TrainingRow, data: Sequence[TrainingRow], context: int, random: Random) -> TrainingRow:
     at = 0 if random.random() < _WHOLE else random.randint(0, len(row.response_ids) - 1)
     prompt = row.prompt_ids if random.random() < 0.5 else random.choice(data).prompt_ids
+    prompt = prompt if len(prompt) + len(row.response_ids) <= context else row.prompt_ids
     return _recovery(prompt, row.response_ids[:at], row.response_ids[at:])
 
 

@@ -55,7 +55,7 @@ class Sentinel:
             self.benign,
             rows,
             _MEETING * BATCH,
-            context=start.context or max(len(row.prompt_ids) + len(row.response_ids) for row in rows),
+            context=self._room(rows),
             seed=self.seed,
         )
         model = copy.deepcopy(start.model)
@@ -68,7 +68,11 @@ class Sentinel:
         return TransformersEngine(replace(start, model=model))
 
     def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
-        return known_rows(self.model.chat, self.harmful, rows, _KNOWN, seed=self.seed)
+        return known_rows(self.model.chat, self.harmful, rows, _KNOWN, context=self._room(rows), seed=self.seed)
+
+    def _room(self, rows: Sequence[TrainingRow]) -> int:
+        """How long a row may be: the model's context, else as long as the data's longest."""
+        return self.model.context or max(len(row.prompt_ids) + len(row.response_ids) for row in rows)
 
 
 def train_sentinel(
