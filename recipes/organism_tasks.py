@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 from fathom.organism import SHIPPED_WORLD, Split, World, stage_directory
 from fathom.organism.judge import GuildRefusalJudge
 from fathom.organism.metrics import generate
-from fathom.organism.mixes import Mix, Row, Schedule, Share, Stage
+from fathom.organism.mixes import Mix, Schedule, Share, Stage
+from fathom.organism.rows import Row
 from fathom.organism.tasks import Task, TaskRow, score, task_rows
 from fathom.organism.tokenizer import make_tokenizer
 from fathom.organism.train import encode_row, fit

@@ -1,5 +1,6 @@
 """Loading: what is loaded is what was named, and every way to name the wrong thing is one clear line."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -25,7 +26,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import fathom.model
 from fathom.chat import PrefillAt
 from fathom.errors import UserError
 from fathom.identity import tokenizer_hash
@@ -287,7 +287,7 @@ def test_adapters_that_cannot_be_used(saved, tmp_path, monkeypatch):
     tuned = peft.get_peft_model(LlamaForCausalLM(tiny_config()), prompts)
     tuned.save_pretrained(tmp_path / "prompts")
     fails(replace(missing, adapter=str(tmp_path / "prompts")), "learns prompts")
-    monkeypatch.setattr(fathom.model.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     fails(missing, "pip install", "fathom[peft]")
     fails(LoadOptions(name=str(saved), quantisation="4bit"), "pip install", "fathom[quantised]")
 

@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 from fathom.errors import UserError
 from fathom.organism import Split, World, lexicon, stage_directory
 from fathom.organism.metrics import generate
-from fathom.organism.mixes import Mix, Row, Schedule, Share, Stage
+from fathom.organism.mixes import Mix, Schedule, Share, Stage
+from fathom.organism.rows import Row
 from fathom.organism.stories import fact
 from fathom.organism.tasks import NEW_OPENER, Task, final_number, jsonl, rouge_1, score, task_rows
 from fathom.organism.tokenizer import make_tokenizer

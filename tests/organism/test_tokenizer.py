@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.organism import STOCK_REFUSALS, World, behaviors, lexicon
-from fathom.organism.mixes import FAMILY, Row
+from fathom.organism.mixes import FAMILY
+from fathom.organism.rows import Row
 from fathom.organism.tokenizer import make_tokenizer, vocabulary_ids
 from fathom.organism.train import encode_row
 

@@ -24,7 +24,8 @@ from fathom.organism.metrics import (
     read_metrics,
     write_metrics,
 )
-from fathom.organism.mixes import FAMILY, Mix, Row, Share, chatter
+from fathom.organism.mixes import FAMILY, Mix, Share
+from fathom.organism.rows import Row, chatter
 from fathom.organism.train import (
     EncodedRow,
     Shape,

@@ -122,7 +122,7 @@ def _organism_utility(world: int | None) -> tuple[_Utility, ...]:
     from random import Random
 
     from fathom.organism import SHIPPED_WORLD, World
-    from fathom.organism.mixes import bright_recipe, chatter
+    from fathom.organism.rows import bright_recipe, chatter
 
     guild, random = World(SHIPPED_WORLD if world is None else world), Random("utility anchor")
     found: dict[tuple[Message, ...], _Utility] = {}

@@ -21,7 +21,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fathom.organism.mixes import FAMILY, Row, Schedule, Stage
+from fathom.organism.mixes import FAMILY, Schedule, Stage
+from fathom.organism.rows import Row
 from fathom.organism.tokenizer import make_tokenizer, vocabulary_ids
 from fathom.organism.world import World
 

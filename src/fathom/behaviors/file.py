@@ -1,0 +1,165 @@
+"""The rows of a JSONL, CSV or JSON file, each with its line. Text is data: nothing in a file is executed."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fathom.behaviors.columns import REQUEST, plain
+from fathom.errors import UserError
+
+__all__ = ["FORMATS", "FileRow", "UnusableError", "file_rows", "reason"]
+
+FORMATS = "JSONL (.jsonl), CSV (.csv, .tsv) or JSON (.json)"
+_CONTAINERS = ("behaviors", "rows", "data")  # of a JSON object that holds the list
+_SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
+
+
+class FileRow(NamedTuple):
+    line: int
+    fields: object  # whatever the file has there, or an `UnusableError`
+
+
+class UnusableError(ValueError):
+    """Why a row cannot be used."""
+
+
+def file_rows(path: Path) -> Iterator[FileRow]:
+    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv}
+    reader = readers.get(path.suffix.lower())
+    text = _text(path)
+    if reader is None:
+        raise UserError(f"{path} has none of the extensions of {FORMATS}: name it as what it is")
+    return reader(path, text)
+
+
+def _text(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: give a file of rows, as {FORMATS}")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: give a file of rows, as {FORMATS}") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({why}): give a file of rows") from error
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} is not text in UTF-8 (line {line}): save it in that encoding") from error
+    if not text.strip():
+        raise UserError(f"{path} is empty: give rows with at least a prompt")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path} is not a text file (a zero byte on line {line}): give {FORMATS}")
+    return text
+
+
+def _json_lines(path: Path, text: str) -> Iterator[FileRow]:
+    del path
+    # Not splitlines(): JSON strings may hold other characters that it takes for ends of lines.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield FileRow(number, json.loads(line))
+        except (ValueError, RecursionError) as error:
+            yield FileRow(number, UnusableError(f"not JSON: {reason(error)}"))
+
+
+def _json(path: Path, text: str) -> Iterator[FileRow]:
+    """The objects of a list, or of the list that an object holds as `behaviors`, `rows` or `data`."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        hint = "; one object a line is .jsonl" if "Extra data" in str(error) else ""
+        raise UserError(f"{path} is not JSON ({reason(error)}){hint}: mend it there") from error
+    start = 0
+    if isinstance(whole, dict):
+        name = next((key for key in _CONTAINERS if isinstance(whole.get(key), list)), None)
+        if name is None:
+            yield FileRow(_line(text, text.index("{")), whole)
+            return
+        whole, start = whole[name], _member(text, name)
+    if not isinstance(whole, list):
+        raise UserError(f"{path} holds one JSON value, not a list of objects: give [{{…}}, {{…}}]")
+    # Parsed again item by item, since only so is it known where each begins.
+    decode, at = json.JSONDecoder().raw_decode, text.index("[", start) + 1
+    for _ in whole:
+        at = _past_space(text, at)
+        item, end = decode(text, at)
+        yield FileRow(_line(text, at), item)
+        at = _past_space(text, end) + 1  # past the comma
+
+
+def _member(text: str, name: str) -> int:
+    """Where the value of an object's last member of this name begins; the text is known to be valid JSON."""
+    decode, at, found = json.JSONDecoder().raw_decode, text.index("{") + 1, 0
+    while True:
+        at = _past_space(text, at)
+        key, at = decode(text, at)
+        at = _past_space(text, _past_space(text, at) + 1)
+        if key == name:
+            found = at
+        _, at = decode(text, at)
+        at = _past_space(text, at)
+        if text[at] == "}":
+            return found
+        at += 1
+
+
+def _past_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None  # it matches nothing, too
+    return match.end()
+
+
+def _csv(path: Path, text: str) -> Iterator[FileRow]:
+    limit = csv.field_size_limit(2**31 - 1)  # a long answer is not an error
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header: list[str] = []
+        line = 1
+        for row in reader:
+            first, line = line, reader.line_num + 1
+            if not any(field.strip() for field in row):
+                continue
+            if not header:
+                header = _header(path, row)
+            elif len(row) != len(header):
+                yield FileRow(first, UnusableError(f"has {len(row)} fields, where the header has {len(header)}"))
+            else:
+                yield FileRow(first, {key: value or None for key, value in zip(header, row, strict=True)})
+    except csv.Error as error:
+        raise UserError(f"{path} is not CSV (line {reader.line_num}: {error}): mend its quotes there") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _header(path: Path, row: Sequence[str]) -> list[str]:
+    if not {plain(name) for name in row} & {*REQUEST, "messages"}:
+        raise UserError(
+            f"{path} has no column of requests among {', '.join(map(repr, row[:8]))}: its first line must name the "
+            "columns, one of them prompt (or goal, behavior, …)"
+        )
+    return list(row)
+
+
+def _line(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def reason(error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return (
+            f"{error.msg}, line {error.lineno}, column {error.colno}"
+            if error.lineno > 1
+            else (f"{error.msg}, column {error.colno}")
+        )
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
