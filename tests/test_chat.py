@@ -69,7 +69,7 @@ def test_the_prompt_is_the_models_own_but_for_a_thinking_block_and_the_date(name
     if "strftime_now" in TEMPLATES[name]:
         pytest.skip("today's date would be in it")
     form = chat(TEMPLATES[name])
-    content = [{"type": "text", "text": QUESTION[0].content}] if form._reads_parts else QUESTION[0].content
+    content = [{"type": "text", "text": QUESTION[0].content}] if form._rendering.reads_parts else QUESTION[0].content
     own = form.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         chat_template=TEMPLATES[name],

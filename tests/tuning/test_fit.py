@@ -18,14 +18,15 @@ from fathom.model import ChatModel
 from fathom.protect.constraint import BetaSchedule
 from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.ranks import ALONE
-from fathom.tuning import fit as fitting
+from fathom.tuning.adapter import Adapter, with_adapter
 from fathom.tuning.checkpoints import latest_checkpoint
-from fathom.tuning.fit import Adapter, Watch, fit
+from fathom.tuning.fit import fit
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObjective, Tokens
 from fathom.tuning.reference import make_columns, reference_columns
 from fathom.tuning.rows import TrainingRow
 from fathom.tuning.settings import Settings, read_settings
+from fathom.tuning.watching import Watch
 from few_rows import guild_rows, organism
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -132,7 +133,7 @@ def test_an_adapter_that_is_off_is_the_base_and_only_it_learns(
     model: ChatModel, rows: list[TrainingRow], tmp_path: Path
 ) -> None:
     used = fresh(model)
-    wrapped = fitting._with_adapter(used.model, Adapter(rank=4))
+    wrapped = with_adapter(used.model, Adapter(rank=4))
     batch = torch.tensor([rows[0].input_ids])
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():

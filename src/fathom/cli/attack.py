@@ -1,12 +1,23 @@
 """`fathom attack`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fathom.cli.options import JUDGES, AsJson, Output, Seed, with_model
+from fathom.cli.options import (
+    JUDGES,
+    AsJson,
+    Behaviors,
+    JudgeName,
+    Limit,
+    NewTokens,
+    Output,
+    Samples,
+    Seed,
+    show_audit,
+    with_model,
+)
 from fathom.command.request import ModelRequest
 
 __all__ = ["Budget", "Frames", "SuiteName", "WithAttack", "attack"]
@@ -55,32 +66,16 @@ def attack(
     suite: SuiteName = None,
     budget: Budget = None,
     frames: Frames = None,
-    behaviors: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="JSONL, CSV or JSON with prompt and harmful_response or target; `harmful: false` rows are the benign "
-            "control. 'organism' means the built-in ones, the default for organism models.",
-            rich_help_panel="Requests",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="At most so many harmful and half as many benign ones.", rich_help_panel="Requests"),
-    ] = None,
+    behaviors: Behaviors = None,
+    limit: Limit = None,
     temperature: Annotated[
         str,
         typer.Option(metavar="T,T,…", help="0 is greedy; sampling attacks have theirs.", rich_help_panel="Measuring"),
     ] = "0,1",
-    samples: Annotated[int, typer.Option(help="Draws of each input at T > 0.", rich_help_panel="Measuring")] = 1,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Per answer (default 256; 130 for the organism).", rich_help_panel="Measuring")
-    ] = None,
+    samples: Samples = 1,
+    max_new_tokens: NewTokens = None,
     seed: Seed = 0,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="refusal or organism (default: organism for its own requests).", rich_help_panel="Measuring"),
-    ] = None,
+    judge: JudgeName = None,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -110,12 +105,4 @@ def attack(
         ),
         JUDGES,
     )
-    if result is None:  # another process of several speaks for all
-        return
-    if as_json:
-        sys.stdout.buffer.write(result.audit_path.read_bytes())
-        sys.stdout.flush()
-    else:
-        from fathom.report.terminal import print_audit
-
-        print_audit(result.audit, result.report_path)
+    show_audit(result, as_json=as_json)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli.finetune import Config, LoraFlag, LoraRank, LoraTargets, Out, Set, WithAudit, done, lora_of
 from fathom.cli.options import JUDGES, with_model
+from fathom.cli.training import Config, LoraFlag, LoraRank, LoraTargets, Out, Set, WithAudit, done, lora_of
 from fathom.command.request import ModelRequest
 
 __all__ = ["deepen", "triplets"]

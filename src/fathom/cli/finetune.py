@@ -1,38 +1,17 @@
 """`fathom finetune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fathom.cli.options import JUDGES, with_model
+from fathom.cli.training import Config, LoraFlag, LoraRank, LoraTargets, Out, Set, WithAudit, done, lora_of
 from fathom.command.request import ModelRequest
 
-if TYPE_CHECKING:
-    from fathom.command.training import Lora
+__all__ = ["finetune"]
 
-__all__ = ["Config", "LoraFlag", "LoraRank", "LoraTargets", "Out", "Set", "WithAudit", "done", "finetune", "lora_of"]
-
-_TRAINING, _DATA, _RUN = "Training", "Data", "Run"
-
-Config = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.yaml", help="Fields of TRL's SFTConfig, one a line.", rich_help_panel=_TRAINING),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="One such field; repeatable.", rich_help_panel=_TRAINING),
-]
-LoraFlag = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter.", rich_help_panel=_TRAINING)]
-LoraRank = Annotated[int, typer.Option(min=1, help="Of the adapter.", rich_help_panel=_TRAINING)]
-LoraTargets = Annotated[
-    str, typer.Option(help="Layers of the adapter, by name, separated by commas.", rich_help_panel=_TRAINING)
-]
-Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the model goes.", rich_help_panel=_RUN)]
-WithAudit = Annotated[
-    bool | None,
-    typer.Option("--audit/--no-audit", help="Audit before and after (default: on the organism).", rich_help_panel=_RUN),
-]
+_TRAINING, _DATA = "Training", "Data"
 
 
 @with_model
@@ -112,18 +91,3 @@ def finetune(
         JUDGES,
     )
     done(path)
-
-
-def lora_of(wanted: object, rank: int, targets: str) -> "Lora | None":
-    """The adapter that was asked for, if one was."""
-    from fathom.command.training import Lora
-
-    return Lora(rank=rank, targets=targets) if wanted else None
-
-
-def done(path: Path) -> None:
-    """Print where the result is, once."""
-    import os
-
-    if os.environ.get("RANK", "0") == "0":
-        print(path)

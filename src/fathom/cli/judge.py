@@ -1,12 +1,11 @@
 """`fathom judge`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fathom.cli.options import JUDGES, AsJson
+from fathom.cli.options import JUDGES, AsJson, show_audit
 from fathom.command.request import named_judge
 
 __all__ = ["judge"]
@@ -35,11 +34,4 @@ def judge(
     if not path.is_dir():
         print_judged(path, chosen, as_json=as_json)
         return
-    result = judge_again(path, chosen)
-    if as_json:
-        sys.stdout.buffer.write(result.audit_path.read_bytes())
-        sys.stdout.flush()
-    else:
-        from fathom.report.terminal import print_audit
-
-        print_audit(result.audit, result.report_path)
+    show_audit(judge_again(path, chosen), as_json=as_json)

@@ -6,17 +6,34 @@ A command whose first parameter is a `ModelRequest` is given one by `with_model`
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Concatenate, ParamSpec
 
 import typer
 
 from fathom.command.request import ModelRequest
 from fathom.records import Judge
 
-__all__ = ["JUDGES", "AsJson", "Output", "RunArgument", "Seed", "with_model"]
+if TYPE_CHECKING:
+    from fathom.audit import Finished
+
+__all__ = [
+    "JUDGES",
+    "AsJson",
+    "Behaviors",
+    "JudgeName",
+    "Limit",
+    "NewTokens",
+    "Output",
+    "RunArgument",
+    "Samples",
+    "Seed",
+    "show_audit",
+    "with_model",
+]
 
 _P = ParamSpec("_P")
 
@@ -97,6 +114,27 @@ _Name = Annotated[
     ),
 ]
 
+Behaviors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="JSONL, CSV or JSON with prompt and harmful_response or target; `harmful: false` rows are the benign "
+        "control. 'organism' means the built-in ones, the default for organism models.",
+        rich_help_panel="Requests",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="At most so many harmful and half as many benign ones.", rich_help_panel="Requests"),
+]
+Samples = Annotated[int, typer.Option(help="Draws of each input at T > 0.", rich_help_panel="Measuring")]
+NewTokens = Annotated[
+    int | None, typer.Option(help="Per answer (default 256; 130 for the organism).", rich_help_panel="Measuring")
+]
+JudgeName = Annotated[
+    str | None,
+    typer.Option(help="refusal or organism (default: organism for its own requests).", rich_help_panel="Measuring"),
+]
 Seed = Annotated[int, typer.Option(help="Of the draws and the bootstraps.", rich_help_panel="Measuring")]
 Output = Annotated[
     Path | None,
@@ -104,6 +142,19 @@ Output = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.", rich_help_panel="Run")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
+
+
+def show_audit(result: "Finished | None", *, as_json: bool) -> None:
+    """The summary, or the very bytes of `audit.json`; nothing where another process of several speaks for all."""
+    if result is None:
+        return
+    if as_json:
+        sys.stdout.buffer.write(result.audit_path.read_bytes())
+        sys.stdout.flush()
+    else:
+        from fathom.report.terminal import print_audit
+
+        print_audit(result.audit, result.report_path)
 
 
 def with_model(command: Callable[Concatenate[ModelRequest, _P], None]) -> Callable[..., None]:

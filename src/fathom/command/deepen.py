@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.finetune import finish_card
-from fathom.command.request import Judges, choice, display_for, load_model
-from fathom.command.training import Training, TrainingRequest, say, show_settings, train, training_ranks
+from fathom.command.request import Judges, choice
+from fathom.command.training import Training, TrainingRequest, load_to_train, say, train, training_ranks
 from fathom.errors import UserError
 from fathom.ranks import Ranks
 from fathom.records import Message, content_hash
@@ -167,10 +167,7 @@ def _run(
     from fathom.tuning.objective import PlainNll
 
     directory = TuningDirectory(request.training.output)
-    show_settings(settings, ranks)
-    with display_for(ranks)("loading", 1) as shown:
-        model = load_model(request.training.model, ranks)
-        shown.advance(1)
+    model = load_to_train(request.training.model, settings, ranks)
     asked = {
         "objective": f"recovery rows ({'mined' if sampler is None else sampler.name}), {mixture.share} share of "
         f"alpha = {mixture.alpha:g}, {mixture.recovery} + {mixture.utility} rows a step",

@@ -12,8 +12,8 @@ from fathom.command.training import (
     Training,
     TrainingRequest,
     audit_both,
+    load_to_train,
     say,
-    show_settings,
     train,
     training_ranks,
 )
@@ -98,10 +98,7 @@ def _run(
     from fathom.tuning.directory import TuningDirectory, TuningManifest
 
     directory = TuningDirectory(request.training.output)
-    show_settings(settings, ranks)
-    with display_for(ranks)("loading", 1) as shown:
-        model = load_model(request.training.model, ranks)
-        shown.advance(1)
+    model = load_to_train(request.training.model, settings, ranks)
     manifest = TuningManifest.make(
         "finetune", model.info, _configuration(request, objective, judge, examples, settings)
     )

@@ -9,15 +9,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for
+from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
 from fathom.schema import Audit
 
 if TYPE_CHECKING:
     from fathom.model import ChatModel
+    from fathom.tuning.adapter import Adapter
     from fathom.tuning.directory import TuningDirectory, WrittenPlan
-    from fathom.tuning.fit import Adapter, Fitted
+    from fathom.tuning.fit import Fitted
     from fathom.tuning.objective import TokenObjective
     from fathom.tuning.settings import Settings
 
@@ -47,7 +48,7 @@ class Lora:
 
     def adapter(self) -> "Adapter":
         """Raises `UserError` for numbers that make no adapter."""
-        from fathom.tuning.fit import Adapter
+        from fathom.tuning.adapter import Adapter
 
         if self.rank < 1 or (self.alpha is not None and self.alpha < 1) or not 0 <= self.dropout < 1:
             raise UserError("LoRA needs a rank and an alpha of at least 1, and a dropout in [0, 1)")
@@ -155,7 +156,7 @@ def training_ranks(device: str | None) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def show_settings(settings: "Settings", ranks: Ranks) -> None:
+def _show_settings(settings: "Settings", ranks: Ranks) -> None:
     """One line of what a reader would ask for; the defaults are the paper's."""
     values: Mapping[str, object] = settings.values
     parts = [f"{name} {values[name]}" for name in SHOWN if name in values]
@@ -164,6 +165,19 @@ def show_settings(settings: "Settings", ranks: Ranks) -> None:
         f"{settings.batch} rows a step ({accumulation} × {values['per_device_train_batch_size']}); " + ", ".join(parts),
         ranks,
     )
+
+
+def load_to_train(request: ModelRequest, settings: "Settings", ranks: Ranks) -> "ChatModel":
+    """The model, and how it will be trained, told once it is there: an error of loading comes alone.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    with display_for(ranks)("loading", 1) as shown:
+        model = load_model(request, ranks)
+        shown.advance(1)
+    _show_settings(settings, ranks)
+    return model
 
 
 def train(
@@ -180,8 +194,11 @@ def train(
     Raises:
         UserError: as `tuning.fit`.
     """
+    from fathom.tuning.checkpoints import latest_checkpoint, step_of
     from fathom.tuning.fit import fit
 
+    if (checkpoint := latest_checkpoint(directory.inner)) is not None:
+        say(f"{directory.path} was left after step {step_of(checkpoint)}: goes on from there", ranks)
     scratch = directory.inner / "model"
     fitted = fit(
         model,

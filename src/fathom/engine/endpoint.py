@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from fathom.chat import ChatFormat
-from fathom.engine.rows import Row, make_rows
+from fathom.engine.rows import Row, check_length, completions, make_rows
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion, Finish
 from fathom.schema import ModelInfo
@@ -97,8 +97,7 @@ class EndpointEngine:
             UserError: an attempt does not fit into the context (before anything runs), the server cannot be reached,
                 refuses a request, or gives no ids back.
         """
-        for attempt in attempts:
-            _check_length(attempt, self.model.context)
+        check_length(attempts, self.model.context, "the server takes")
         return self._complete(make_rows(attempts))
 
     def _complete(self, rows: list[Row]) -> Iterator[Completion]:
@@ -129,7 +128,7 @@ class EndpointEngine:
                 outcome = outcomes.get()
                 if outcome.error is not None:
                     raise outcome.error
-                yield from self._completions(outcome.row)
+                yield from completions(outcome.row, self.model.chat)
         finally:
             stopped.set()
 
@@ -166,20 +165,6 @@ class EndpointEngine:
                     ) from None
                 self.sleep(min(_LONGEST_WAIT, busy.wait or self.patience * 2 ** (tried - 1)))
         raise AssertionError("unreachable: the last try returns or raises")
-
-    def _completions(self, row: Row) -> Iterator[Completion]:
-        assert row.finish is not None
-        output = tuple(row.output)
-        for attempt in row.attempts:
-            text = self.model.chat.continuation(attempt.prefill_ids, output)
-            yield Completion(
-                attempt=attempt.id,
-                output_ids=output,
-                text=text.text,
-                prefill_text=text.prefill_text,
-                token_ends=text.token_ends,
-                finish=row.finish,
-            )
 
 
 def connect(
@@ -293,13 +278,3 @@ def _decoded(body: bytes, kind: type[_Kind], url: str) -> _Kind:
         raise UserError(
             f"{url} does not answer as the OpenAI API does ({error}); the URL should be that of its /v1"
         ) from None
-
-
-def _check_length(attempt: Attempt, limit: int | None) -> None:
-    prompt, prefill, new = len(attempt.prompt_ids), len(attempt.prefill_ids), attempt.sampling.max_new_tokens
-    if limit is not None and prompt + prefill + new > limit:
-        raise UserError(
-            f"behavior {attempt.behavior}, attack {attempt.attack}: {prompt} prompt + {prefill} prefill + {new} new "
-            f"tokens = {prompt + prefill + new}, but the server takes {limit}. Ask for fewer new tokens, a shallower "
-            "depth, or a shorter prompt."
-        )

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fathom.records import Attempt, Finish, Sampling
+from fathom.chat import ChatFormat
+from fathom.errors import UserError
+from fathom.records import Attempt, Completion, Finish, Sampling
 
-__all__ = ["Group", "Row", "group_rows", "make_rows", "split_groups"]
+__all__ = ["Group", "Row", "check_length", "completions", "group_rows", "make_rows", "split_groups"]
 
 
 @dataclass(eq=False, slots=True)
@@ -74,6 +76,40 @@ def make_rows(attempts: Iterable[Attempt]) -> list[Row]:
             greedy[ids, sampling] = row
         rows.append(row)
     return rows
+
+
+def check_length(attempts: Iterable[Attempt], limit: int | None, whose: str) -> None:
+    """Whether all that is asked for fits; `whose` says what has the limit, for the error.
+
+    Raises:
+        UserError: prompt, prefill and new tokens of an attempt are more than `limit`.
+    """
+    if limit is None:
+        return
+    for attempt in attempts:
+        prompt, prefill, new = len(attempt.prompt_ids), len(attempt.prefill_ids), attempt.sampling.max_new_tokens
+        if prompt + prefill + new > limit:
+            raise UserError(
+                f"behavior {attempt.behavior}, attack {attempt.attack}: {prompt} prompt + {prefill} prefill + {new} "
+                f"new tokens = {prompt + prefill + new}, but {whose} {limit}. Ask for fewer new tokens, a shallower "
+                "depth, or a shorter prompt."
+            )
+
+
+def completions(row: Row, chat: ChatFormat) -> Iterator[Completion]:
+    """What a finished row is to each of its attempts."""
+    assert row.finish is not None
+    output = tuple(row.output)
+    for attempt in row.attempts:
+        text = chat.continuation(attempt.prefill_ids, output)
+        yield Completion(
+            attempt=attempt.id,
+            output_ids=output,
+            text=text.text,
+            prefill_text=text.prefill_text,
+            token_ends=text.token_ends,
+            finish=row.finish,
+        )
 
 
 def _noise(attempt: Attempt) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ import torch
 
 from fathom.engine.memory import Budget, is_out_of_memory
 from fathom.engine.plain import equal_lengths, generate_rows
-from fathom.engine.rows import Row, group_rows, make_rows, split_groups
+from fathom.engine.rows import Row, check_length, completions, group_rows, make_rows, split_groups
 from fathom.engine.shared import SharedDecoder, obstacle
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion
@@ -62,17 +62,7 @@ class TransformersEngine:
                 f"{type(self.model.model).__name__} is an encoder-decoder; a prefill needs a causal language model. "
                 "Give a decoder-only chat model."
             )
-        limit = self.model.context
-        if limit is None:
-            return
-        for attempt in attempts:
-            prompt, prefill, new = len(attempt.prompt_ids), len(attempt.prefill_ids), attempt.sampling.max_new_tokens
-            if prompt + prefill + new > limit:
-                raise UserError(
-                    f"behavior {attempt.behavior}, attack {attempt.attack}: {prompt} prompt + {prefill} prefill + "
-                    f"{new} new tokens = {prompt + prefill + new}, but the model's context is {limit} tokens. "
-                    "Ask for fewer new tokens, a shallower depth, or a shorter prompt."
-                )
+        check_length(attempts, self.model.context, "the model's context is")
 
     def _complete(self, rows: list[Row]) -> Iterator[Completion]:
         if not rows:
@@ -81,7 +71,7 @@ class TransformersEngine:
         reason = self._obstacle(rows)
         finished = self._plain(rows) if reason else self._shared(rows)
         for row in finished:
-            yield from self._completions(row)
+            yield from completions(row, self.model.chat)
 
     def _obstacle(self, rows: Sequence[Row]) -> str | None:
         """Why the shared way does not apply to these rows, checked against a plain forward once per length."""
@@ -154,20 +144,6 @@ class TransformersEngine:
 
     def _limit(self, budget: int) -> int:
         return min(limit for limit in (budget, self.max_rows, self._state.max_rows) if limit is not None)
-
-    def _completions(self, row: Row) -> Iterator[Completion]:
-        assert row.finish is not None
-        output = tuple(row.output)
-        for attempt in row.attempts:
-            text = self.model.chat.continuation(attempt.prefill_ids, output)
-            yield Completion(
-                attempt=attempt.id,
-                output_ids=output,
-                text=text.text,
-                prefill_text=text.prefill_text,
-                token_ends=text.token_ends,
-                finish=row.finish,
-            )
 
 
 @dataclass

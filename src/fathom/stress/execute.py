@@ -126,7 +126,8 @@ class Fit:
         pending: frozenset[int],
         visit: Callable[[Stop], None],
     ) -> None:
-        from fathom.tuning.fit import Watch, fit
+        from fathom.tuning.fit import fit
+        from fathom.tuning.watching import Watch
 
         copied = replace(start, model=copy.deepcopy(start.model))
 

@@ -1,72 +1,45 @@
 """Train a model further on rows: TRL's trainer, and a model at the end. What outlives a kill is in `checkpoints`."""
 
-import contextlib
 import copy
-import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError
 
-from fathom.checkpoint import one_line, quiet
+from fathom.checkpoint import quiet
 from fathom.errors import UserError
 from fathom.model import ChatModel
-from fathom.progress import Advance, Display, silent
+from fathom.progress import Display, silent
 from fathom.ranks import ALONE, Ranks
-from fathom.run import Journal
+from fathom.tuning.adapter import Adapter, save_adapter, with_adapter
 from fathom.tuning.checkpoints import (
     CHECKPOINTS,
     LossRecord,
     go_on_from,
     loss_journal,
-    mark_whole,
     read_losses,
     step_of,
-    where_to_go_on,
 )
+from fathom.tuning.failing import one_line_errors
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import reference_columns
 from fathom.tuning.rows import TrainingRow
 from fathom.tuning.settings import Settings, calm_epsilon
+from fathom.tuning.watching import Progress, Watch, callback
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel
 
     from fathom.tuning.trainer import RowTrainer
 
-__all__ = ["Adapter", "Fitted", "Watch", "fit"]
+__all__ = ["Fitted", "fit"]
 
 SAVES = 10  # checkpoints over a run, where no cadence was given
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Something to do with the model after given numbers of steps; 0 is before the first.
-
-    It is handed the model in evaluation mode, unwrapped; whatever it draws changes no later step.
-    """
-
-    steps: frozenset[int]
-    call: Callable[[int, "PreTrainedModel"], None]
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """LoRA instead of all weights. `targets` is PEFT's `target_modules`.
-
-    The default puts it on every linear layer but the head.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: str | tuple[str, ...] = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -77,21 +50,6 @@ class Fitted:
     losses: tuple[LossRecord, ...]
     checkpoints: Path | None
     adapter: Path | None = None  # where the adapter lies, if one was trained; the model has it merged
-
-
-@dataclass
-class _Progress:
-    """What a run tells as it goes."""
-
-    shown: Advance
-    journal: Journal | None
-    losses: list[LossRecord] = field(default_factory=list)
-
-    def add(self, record: LossRecord) -> None:
-        self.losses.append(record)
-        self.shown.describe(f"fine-tuning, loss {record.loss:.4f}")
-        if self.journal is not None:
-            self.journal.append([record])
 
 
 def fit(
@@ -128,10 +86,10 @@ def fit(
     settings = settings.with_batch()
     inner = model.model
     with quiet():
-        trainable = inner if adapter is None else _with_adapter(inner, adapter)
+        trainable = inner if adapter is None else with_adapter(inner, adapter)
     if calm > 0:
         settings = _calmed(settings, trainable, calm)
-    with response_head(inner), _one_line_errors(output), quiet():
+    with response_head(inner), one_line_errors(output), quiet():
         autocast = _autocast(settings)
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
         trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered)
@@ -139,8 +97,8 @@ def fit(
         checkpoint = go_on_from(output, ranks)
         journal = loss_journal(output, ranks)
         with display("fine-tuning", total) as shown, journal or nullcontext():
-            progress = _Progress(shown, journal)
-            trainer.add_callback(_callback(trainer, progress, watch, before_step))
+            progress = Progress(shown, journal)
+            trainer.add_callback(callback(trainer, progress, watch, before_step))
             if checkpoint is not None:
                 shown.advance(step_of(checkpoint))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -151,7 +109,7 @@ def fit(
     kept = None
     if adapter is not None:
         with quiet():
-            kept = _save_adapter(trainable, output, ranks)
+            kept = save_adapter(trainable, output, ranks)
             inner = trainable.merge_and_unload()  # type: ignore[operator]
             if save is not None and ranks.first:
                 inner.save_pretrained(save)
@@ -235,121 +193,9 @@ def _autocast(settings: Settings) -> torch.dtype | None:
     return torch.float16 if settings.values.get("fp16") else None
 
 
-def _with_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
-    import peft
-
-    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
-    try:
-        wrapped: Any = peft.get_peft_model(
-            model,
-            peft.LoraConfig(
-                r=adapter.rank,
-                lora_alpha=adapter.alpha,
-                lora_dropout=adapter.dropout,
-                target_modules=targets,
-                task_type="CAUSAL_LM",
-            ),
-        )
-    except ValueError as error:
-        raise UserError(f"LoRA cannot be put on this model: {one_line(error)}") from error
-    return wrapped  # type: ignore[no-any-return]
-
-
-def _callback(
-    trainer: "RowTrainer",
-    progress: _Progress,
-    watch: Watch | None,
-    before_step: Callable[["PreTrainedModel"], None] | None,
-) -> "TrainerCallback":
-    from transformers import TrainerCallback
-
-    def look(step: int) -> None:
-        if watch is None or step not in watch.steps:
-            return
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
-            model.train(False)
-            watch.call(step, model)
-            model.train(True)
-
-    class Callback(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            del args, control, kwargs
-            if state.global_step == 0:
-                look(0)
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            del args, state, control, kwargs
-            if before_step is not None:
-                before_step(trainer.accelerator.unwrap_model(trainer.model))
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            del args, control, kwargs
-            progress.shown.advance(1)
-            look(state.global_step)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            del args, control, kwargs
-            if not logs or "loss" not in logs:
-                return
-            norm = logs.get("grad_norm")
-            progress.add(
-                LossRecord(
-                    step=state.global_step,
-                    loss=float(logs["loss"]),
-                    learning_rate=float(logs["learning_rate"]),
-                    grad_norm=None if norm is None else float(norm),
-                )
-            )
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            del control, kwargs
-            if state.is_world_process_zero:
-                mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    return Callback()
-
-
-def _save_adapter(model: "PreTrainedModel", output: Path | None, ranks: Ranks) -> Path | None:
-    if output is None:
-        return None
-    path = output / "adapter"
-    if ranks.first:
-        model.save_pretrained(path)
-    ranks.barrier()
-    return path
-
-
 def _relabelled(model: ChatModel, inner: "PreTrainedModel") -> ChatModel:
     from dataclasses import replace
 
     from fathom.identity import weights_hash
 
     return replace(model, model=inner, info=msgspec.structs.replace(model.info, weights_hash=weights_hash(inner)))
-
-
-@contextlib.contextmanager
-def _one_line_errors(output: Path | None) -> Iterator[None]:
-    """What can go wrong in a trainer and a user can mend, as one line that says where to go on from."""
-    from fathom.tuning.trainer import NotFiniteError
-
-    try:
-        yield
-    except NotFiniteError as error:
-        raise UserError(
-            f"{error}: training stopped before that step. {where_to_go_on(output)}; try a lower learning rate "
-            "(--set learning_rate=…), more warm-up or a smaller max_grad_norm"
-        ) from error
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "out of memory while training: try --set per_device_train_batch_size=1 (the step's batch stays the same), "
-            "--set gradient_checkpointing=true, --lora, or --dtype bfloat16"
-        ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "no space left" in str(error).lower() or "os error 28" in str(error).lower():
-            raise UserError(
-                f"no space left on the disk while training. {where_to_go_on(output)}: free some space and run the same "
-                "command again"
-            ) from error
-        raise

@@ -4,16 +4,14 @@
 and nothing is decoded and tokenised again on the way. `docs/ids.md` tells which ids every kind of template gets.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
-import jinja2
-
+from fathom.chat.decoding import Decoder, shared_start
+from fathom.chat.rendering import Rendering
+from fathom.chat.thinking import THINKING_TAGS, PrefillAt, open_block, without_thoughts
 from fathom.errors import UserError
 from fathom.records import Message
 
@@ -25,37 +23,6 @@ __all__ = ["ChatFormat", "Continuation", "GenerationPrompt", "PrefillAt", "witho
 # Never in a user's text; letters only, so that no template trims, splits or escapes it.
 _ANSWER_MARK = "fathomanswermark"
 _THOUGHT_MARK = "fathomthoughtmark"
-
-_BROKEN = "\ufffd"  # how a decoder shows bytes that are no character, or not yet
-_WINDOW = 32  # tokens; several times what the longest character takes
-
-_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
-
-# How the thinking blocks of published templates open and close.
-_THINKING_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|channel>thought", "<channel|>"),
-)
-
-# Some templates write today's date. Ids that change overnight would change what a resumed run measures, so the date
-# is the one that those templates fall back to themselves.
-_FIXED_DATE = (("%d", "26"), ("%b", "Jul"), ("%B", "July"), ("%m", "07"), ("%Y", "2024"), ("%y", "24"))
-_FIXED_CLOCK = (
-    "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('{code}', '{value}')" for code, value in _FIXED_DATE)
-    + " }}{% endmacro %}\n"
-)
-
-
-class PrefillAt(StrEnum):
-    """Where a prefill goes in templates with a thinking block."""
-
-    ANSWER = "answer"  # the block is skipped or closed, empty: response ids are the visible answer
-    THINKING = "thinking"  # the block is open: response ids are the model's thoughts
 
 
 class Continuation(NamedTuple):
@@ -131,7 +98,7 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens skipped, no space cleaned up."""
-        return self._decoder(list(ids))
+        return self._decoder.decode(ids)
 
     def continuation(self, prefill_ids: Sequence[int], output_ids: Sequence[int]) -> Continuation:
         """Prefill and output as they read together.
@@ -140,7 +107,7 @@ class ChatFormat:
         """
         ids = (*prefill_ids, *output_ids)
         whole = self.decode(ids)
-        start, *ends = self._ends(ids, len(prefill_ids), whole)
+        start, *ends = self._decoder.ends(ids, len(prefill_ids), whole)
         return Continuation(whole[:start], whole[start:], tuple(end - start for end in ends))
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
@@ -148,20 +115,20 @@ class ChatFormat:
         raw = self.generation_prompt(messages)
         if self.template is None:
             return raw.messages
-        tags = _open_block(raw.header)
+        tags = open_block(raw.header)
         if self.prefill_at is PrefillAt.ANSWER:
             return self._at_answer(messages, raw.messages + raw.header, tags)
         return raw.messages + raw.header if tags else self._at_thoughts(messages, raw.messages + raw.header)
 
     def generation_prompt(self, messages: Sequence[Message]) -> GenerationPrompt:
         """What the template writes when an answer is to be generated, before a prefill's place is chosen in it."""
-        conversation = self._conversation(messages)
+        conversation = self._rendering.conversation(messages)
         if self.template is None:
             return GenerationPrompt("".join(turn["content"] + "\n\n" for turn in conversation), "")
-        opening = self._render(conversation, generate=True)
-        closed = self._render(conversation, generate=False)
+        opening = self._rendering.render(conversation, generate=True)
+        closed = self._rendering.render(conversation, generate=False)
         # Where both go on with a special token of their own, they share its first characters.
-        before = opening[: _shared(opening, closed)].rstrip("<|[") if not opening.startswith(closed) else closed
+        before = opening[: shared_start(opening, closed)].rstrip("<|[") if not opening.startswith(closed) else closed
         return GenerationPrompt(before, opening[len(before) :])
 
     def training_text(self, messages: Sequence[Message], response: str, thoughts: str | None = None) -> str:
@@ -169,7 +136,7 @@ class ChatFormat:
         turn = {"role": "assistant", "content": response}
         if thoughts is not None:
             turn["reasoning_content"] = thoughts
-        return self._render([*self._conversation(messages), turn], generate=False)
+        return self._rendering.render([*self._rendering.conversation(messages), turn], generate=False)
 
     def _at_answer(self, messages: Sequence[Message], opening: str, tags: tuple[str, str] | None) -> str:
         """The generation prompt, moved past a thinking block or into the channel of the visible answer."""
@@ -189,7 +156,7 @@ class ChatFormat:
         before, mark, _ = self._with_thoughts(messages).rpartition(_THOUGHT_MARK)
         if mark and before.startswith(opening):
             return before
-        for opens, _ in _THINKING_TAGS:
+        for opens, _ in THINKING_TAGS:
             if opens in (self.template or ""):
                 return opening + opens + "\n"
         raise UserError(
@@ -220,65 +187,6 @@ class ChatFormat:
         lead, found, _ = rest.partition(response)
         return lead if found and lead.isspace() else ""
 
-    def _conversation(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        if not turns:
-            raise UserError("a conversation has no messages: give each behavior a prompt")
-        if self.system is None:
-            return turns
-        if any(turn["role"] == "system" for turn in turns):
-            raise UserError(
-                "a system prompt was given, but a behavior's messages hold one already: leave one of them out"
-            )
-        return [{"role": "system", "content": self.system}, *turns]
-
-    def _render(self, conversation: list[dict[str, str]], *, generate: bool) -> str:
-        try:
-            text = self._apply(conversation, generate=generate, parts=self._reads_parts)
-        except _TEMPLATE_ERRORS as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"the chat template ({self.source}) cannot render these messages: {reason}; leave out what it does not "
-                "know (often the system prompt), or give another one with --chat-template FILE"
-            ) from error
-        asked = next((turn["content"] for turn in reversed(conversation) if turn["role"] == "user"), "")
-        if asked.strip() not in text:
-            raise UserError(
-                f"the chat template ({self.source}) leaves out or rewrites the user's message: "
-                "give another one with --chat-template FILE"
-            )
-        return text
-
-    @cached_property
-    def _reads_parts(self) -> bool:
-        """Whether the template reads a content as a list of parts, as vision models' do; they drop or refuse text."""
-        probe = [{"role": "user", "content": _ANSWER_MARK}]
-        try:
-            return _ANSWER_MARK not in self._apply(probe, generate=True, parts=False)
-        except _TEMPLATE_ERRORS:
-            with suppress(*_TEMPLATE_ERRORS):
-                return _ANSWER_MARK in self._apply(probe, generate=True, parts=True)
-            return False
-
-    def _apply(self, conversation: list[dict[str, str]], *, generate: bool, parts: bool) -> str:
-        assert self.template is not None
-        thinking = self.prefill_at is PrefillAt.THINKING
-        clock = _FIXED_CLOCK if "strftime_now" in self.template else ""
-        whole: list[dict[str, object]] = [
-            {**turn, "content": [{"type": "text", "text": turn["content"]}] if parts else turn["content"]}
-            for turn in conversation
-        ]
-        text = self.tokenizer.apply_chat_template(
-            whole,  # type: ignore[arg-type]
-            chat_template=clock + self.template,
-            add_generation_prompt=generate,
-            tokenize=False,
-            enable_thinking=thinking,
-            thinking=thinking,
-        )
-        assert isinstance(text, str)  # tokenize=False
-        return text
-
     def tokenise(self, text: str) -> tuple[int, ...]:
         """The ids of rendered text. No special tokens are added: the template has written them."""
         encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)
@@ -297,91 +205,15 @@ class ChatFormat:
         within = followed[: -len(self.tokenise("A"))]
         return within if self.decode(within) == self.decode(alone) else alone
 
-    @cached_property
-    def _decoder(self) -> Callable[[list[int]], str]:
-        """What `decode` calls, some 100 times a completion: the Rust library itself, where nothing stands before it."""
-        from transformers import PreTrainedTokenizerBase, TokenizersBackend
-
-        tokenizer = self.tokenizer
-        kind, usual = type(tokenizer), PreTrainedTokenizerBase.decode
-        if kind.decode is usual and getattr(kind, "_decode", None) is TokenizersBackend._decode:
-            rust = tokenizer.backend_tokenizer
-            return lambda ids: rust.decode(ids, skip_special_tokens=True)
-
-        def decode(ids: list[int]) -> str:
-            text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            assert isinstance(text, str)  # one sequence, one text
-            return text
-
-        return decode
-
-    @cached_property
+    @property
     def special_ids(self) -> frozenset[int]:
         """The ids that `decode` leaves out."""
-        added = self.tokenizer.added_tokens_decoder
-        return frozenset(id_ for id_, token in added.items() if token.special) | frozenset(
-            self.tokenizer.all_special_ids
-        )
+        return self._decoder.special_ids
 
-    def _ends(self, ids: tuple[int, ...], start: int, whole: str) -> list[int]:
-        """Characters of `whole` that ids[:start], ids[: start + 1], … make, in time linear in the ids.
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self.tokenizer)
 
-        Naive equivalent: how much of `decode(ids[:i])` and `whole` is the same, never falling. Text is decoded in
-        windows that begin one settled piece earlier, so that sentencepiece's missing first space and half-written
-        characters come out right. Special tokens are not in the text and not in a window.
-        """
-        visible = [id_ for id_ in ids if id_ not in self.special_ids]
-        stop = sum(id_ not in self.special_ids for id_ in ids[:start])
-        settled, at, reached = self._settled(visible, stop, whole)
-        begin = max(0, settled - _WINDOW)
-        head, ends = self.decode(visible[begin:settled]), [reached]
-        for id_ in ids[start:]:
-            if id_ not in self.special_ids:
-                stop += 1
-                fresh = self.decode(visible[begin:stop])[len(head) :]
-                shared = _shared(fresh, whole[at : at + len(fresh)])
-                reached = max(reached, at + shared)
-                # A broken character may yet be completed, so it waits for more, but not for ever.
-                if fresh and shared == len(fresh) and (not fresh.endswith(_BROKEN) or stop - settled >= _WINDOW):
-                    begin, settled, at = settled, stop, at + shared
-                    head = self.decode(visible[begin:settled])
-            ends.append(reached)
-        if reached != len(whole):  # a decoder that looks further than a window
-            made = (_shared(self.decode(ids[:i]), whole) for i in range(len(ids) + 1))
-            return list(accumulate(made, max))[start:]
-        return ends
-
-    def _settled(self, visible: list[int], stop: int, whole: str) -> tuple[int, int, int]:
-        """The last place up to `stop` where no character is cut, the characters before it, and those before `stop`."""
-        reached = 0
-        for place in range(stop, max(0, stop - _WINDOW), -1):
-            text = self.decode(visible[:place])
-            shared = _shared(text, whole)
-            reached = max(reached, shared)
-            if shared == len(text) and not text.endswith(_BROKEN):
-                return place, shared, reached
-        return 0, 0, reached
-
-
-def _shared(left: str, right: str) -> int:
-    """The length of the common beginning of two texts."""
-    if right.startswith(left):
-        return len(left)
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
-
-
-def _open_block(header: str) -> tuple[str, str] | None:
-    """The tags of the thinking block that a generation prompt leaves open, if it does."""
-    for opens, closes in _THINKING_TAGS:
-        if header.rfind(opens) > header.rfind(closes):
-            return opens, closes
-    return None
-
-
-def without_thoughts(prompt: str) -> str:
-    """A prompt without the empty or just opened thinking block at its end."""
-    for opens, closes in _THINKING_TAGS:
-        stem, found, block = prompt.rpartition(opens)
-        if found and block.replace(closes, "", 1).isspace() | (block in ("", closes)):
-            return stem
-    return prompt
+    @cached_property
+    def _rendering(self) -> Rendering:
+        return Rendering(self.tokenizer, self.template, self.source, self.system, self.prefill_at)

@@ -1,0 +1,46 @@
+"""Options of the verbs that train a model, and the end that they share."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fathom.command.training import Lora
+
+__all__ = ["Config", "LoraFlag", "LoraRank", "LoraTargets", "Out", "Set", "WithAudit", "done", "lora_of"]
+
+_TRAINING, _RUN = "Training", "Run"
+
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.yaml", help="Fields of TRL's SFTConfig, one a line.", rich_help_panel=_TRAINING),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="One such field; repeatable.", rich_help_panel=_TRAINING),
+]
+LoraFlag = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter.", rich_help_panel=_TRAINING)]
+LoraRank = Annotated[int, typer.Option(min=1, help="Of the adapter.", rich_help_panel=_TRAINING)]
+LoraTargets = Annotated[
+    str, typer.Option(help="Layers of the adapter, by name, separated by commas.", rich_help_panel=_TRAINING)
+]
+Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the model goes.", rich_help_panel=_RUN)]
+WithAudit = Annotated[
+    bool | None,
+    typer.Option("--audit/--no-audit", help="Audit before and after (default: on the organism).", rich_help_panel=_RUN),
+]
+
+
+def lora_of(wanted: object, rank: int, targets: str) -> "Lora | None":
+    """The adapter that was asked for, if one was."""
+    from fathom.command.training import Lora
+
+    return Lora(rank=rank, targets=targets) if wanted else None
+
+
+def done(path: Path) -> None:
+    """Print where the result is, once."""
+    if os.environ.get("RANK", "0") == "0":
+        print(path)

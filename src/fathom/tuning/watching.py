@@ -1,0 +1,100 @@
+"""What a training tells as it goes: its losses, its progress, and the model to whoever wants to look at it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fathom.progress import Advance
+from fathom.run import Journal
+from fathom.tuning.checkpoints import LossRecord, mark_whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from fathom.tuning.trainer import RowTrainer
+
+__all__ = ["Progress", "Watch", "callback"]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Something to do with the model after given numbers of steps; 0 is before the first.
+
+    It is handed the model in evaluation mode, unwrapped; whatever it draws changes no later step.
+    """
+
+    steps: frozenset[int]
+    call: Callable[[int, "PreTrainedModel"], None]
+
+
+@dataclass
+class Progress:
+    """What a run tells as it goes."""
+
+    shown: Advance
+    journal: Journal | None
+    losses: list[LossRecord] = field(default_factory=list)
+
+    def add(self, record: LossRecord) -> None:
+        self.losses.append(record)
+        self.shown.describe(f"fine-tuning, loss {record.loss:.4f}")
+        if self.journal is not None:
+            self.journal.append([record])
+
+
+def callback(
+    trainer: "RowTrainer",
+    progress: Progress,
+    watch: Watch | None,
+    before_step: Callable[["PreTrainedModel"], None] | None,
+) -> "TrainerCallback":
+    from transformers import TrainerCallback
+
+    def look(step: int) -> None:
+        if watch is None or step not in watch.steps:
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+            model.train(False)
+            watch.call(step, model)
+            model.train(True)
+
+    class Callback(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, control, kwargs
+            if state.global_step == 0:
+                look(0)
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, state, control, kwargs
+            if before_step is not None:
+                before_step(trainer.accelerator.unwrap_model(trainer.model))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, control, kwargs
+            progress.shown.advance(1)
+            look(state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            del args, control, kwargs
+            if not logs or "loss" not in logs:
+                return
+            norm = logs.get("grad_norm")
+            progress.add(
+                LossRecord(
+                    step=state.global_step,
+                    loss=float(logs["loss"]),
+                    learning_rate=float(logs["learning_rate"]),
+                    grad_norm=None if norm is None else float(norm),
+                )
+            )
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del control, kwargs
+            if state.is_world_process_zero:
+                mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Callback()
