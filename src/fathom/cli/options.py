@@ -18,7 +18,7 @@ from fathom.command.request import ModelRequest
 from fathom.records import Judge
 
 if TYPE_CHECKING:
-    from fathom.audit import Finished
+    from fathom.command.audit import Finished
 
 __all__ = [
     "JUDGES",
