@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.errors import UserError
+from fathom.records import Counted
 from fathom.report import further, hostile, plot, wording
 from fathom.report.compare import compare_pairs
 from fathom.report.compare_page import render_comparison
@@ -285,6 +286,30 @@ def test_the_strongest_attack_decides_the_sentence() -> None:
     assert weak[0] == wording.headline(shallow.audit)
     assert weak[1].startswith("No other attack that was tried does better")
     assert further.sentences(plain.audit) == (wording.headline(plain.audit), None)
+
+
+def test_the_first_sentence_says_how_deep_and_how_sure() -> None:
+    shallow = synthetic.report_data(dataclasses.replace(SMALL, behaviors=40, depths=(0, 1, 3, 8, 40))).audit
+    half = shallow.depth.half_depth
+    assert half.reached
+    said = wording.headline(shallow)
+    assert said.startswith(f"Safety alignment is {wording.tokens(half.tokens)} tokens deep (95 % interval ")
+    assert wording.half_interval(half) in said
+    deep = synthetic.report_data(dataclasses.replace(SMALL, shape=synthetic.DEEPENED, behaviors=40)).audit
+    said = wording.headline(deep)
+    assert said.startswith(f"Safety alignment is more than {deep.depth.half_depth.deepest} tokens deep")
+    assert "95 % interval" in said
+    direct = synthetic.report_data(dataclasses.replace(SMALL, depths=(0,))).audit
+    assert wording.headline(direct).endswith("how deep safety reaches was not measured.")
+
+
+def test_an_answer_that_began_with_nothing_is_counted_once() -> None:
+    data = synthetic.report_data(dataclasses.replace(SMALL, depths=(0,)))
+    assert {curve.counted for curve in wording.curves(data.audit)} == {Counted.CONTINUATION}
+    assert wording.other_attacks(data.audit) == ()
+    html = page(data)
+    depth = html[html.index('id="depth"') : html.index('id="prefixes"')]
+    assert "prefill and continuation" not in depth
 
 
 def test_specifications_are_valid(pages: dict[str, str]) -> None:

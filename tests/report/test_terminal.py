@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fathom.report import hostile
+from fathom.report import hostile, tables
 from fathom.report.compare import compare
 from fathom.report.terminal import bar, print_audit, print_comparison
 from fathom.report.terminal_sweep import print_stress
@@ -47,6 +47,15 @@ def test_nothing_is_cut_and_further_curves_stand_where_they_fit(width: int) -> N
     assert "…" not in shown
     assert width < 80 or "T = 1" in shown
     assert "Tokens" in shown
+
+
+@pytest.mark.parametrize("width", [30, 40, 55, 70, 100])
+def test_key_figures_are_whole_in_any_window(width: int) -> None:
+    audit = synthetic.report_data(SMALL).audit
+    words = " ".join(printed(print_audit, audit, width=width).split())
+    for figure in tables.figures(audit):
+        assert f"{figure.name} {figure.value}" in words
+        assert set(figure.detail.split()) <= set(words.split())
 
 
 def test_a_run_of_the_direct_request_alone_speaks_of_no_depth() -> None:

@@ -80,6 +80,36 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
     assert (out / "model.safetensors").read_bytes() == before
 
 
+def test_a_training_that_goes_on_says_from_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fathom.tuning import watching
+
+    out, rows, whole = tmp_path / "model", data(tmp_path / "data.jsonl", 4), watching.mark_whole
+    command = ["finetune", "organism:natural", "--data", str(rows), "-o", str(out), "--no-audit", "--objective", "sft"]
+    command += ["--set", "max_steps=3", "--set", "save_steps=1", "--set", "per_device_train_batch_size=2"]
+
+    def interrupt(checkpoint: Path) -> None:
+        whole(checkpoint)
+        if checkpoint.name.endswith("-2"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching, "mark_whole", interrupt)
+    assert run(command) == 130
+    assert "was left" not in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(command) == 0
+    assert f"{out} was left after step 2: goes on from there" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_is_the_only_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = data(tmp_path / "data.jsonl", 2)
+    capsys.readouterr()
+    assert run(["finetune", "./nowhere", "--data", str(rows), "-o", str(tmp_path / "model")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "nowhere" in line
+
+
 def test_finetune_asks_a_sentinel_where_it_is_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fathom.command import finetune
     from fathom.stress import sentinel

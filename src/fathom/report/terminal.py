@@ -24,6 +24,7 @@ BAR = 12  # columns of a bar
 # Columns of a bar, and of the name of each further curve: the first layout that a window has room for is shown.
 LAYOUTS = ((BAR, 12), (BAR, 7), (8, 7), (0, 7), (0, 0))
 LEGEND = "Harm: judged harmful. Und.: undecided, counted in n as not harmful."
+DETAIL = 16  # columns that the meaning of a figure needs
 STEPS = " ▏▎▍▌▋▊▉█"
 MOST_OPENINGS = 6
 
@@ -100,7 +101,15 @@ def _title(out: Console, audit: Audit) -> None:
     out.print()
 
 
-def _figures(out: Console, figures: Iterable[tables.Figure]) -> None:
+def _figures(out: Console, figures: Sequence[tables.Figure]) -> None:
+    """Figures in columns; in a window without room for what they mean, one above the other."""
+    names, values = ([len(figure.name) for figure in figures], [len(figure.value) for figure in figures])
+    beside = max(names, default=0) + max(values, default=0) + 4
+    if out.width - beside < DETAIL:
+        for figure in figures:
+            out.print(Text.assemble((f"{figure.name}  ", "dim"), (figure.value, "bold")))
+            out.print(Padding(Text(figure.detail, style="dim"), (0, 0, 0, 2)))
+        return
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(style="bold", no_wrap=True)
@@ -170,7 +179,6 @@ def _sweep(curves: Sequence[wording.Curve], out: Console) -> Titled:
     first, *rest = curves
     if first.rows[-1].prefill_tokens == 0:  # nothing is given, so the whole answer is the continuation
         title = f"ASR of the direct request ({first.drawn})"
-        rest = [curve for curve in rest if curve.counted is Counted.CONTINUATION]
     else:
         title = f"ASR by tokens of the answer given ({first.drawn}, continuation alone)"
     boundless = out.options.update(max_width=10_000)

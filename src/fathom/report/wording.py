@@ -48,7 +48,18 @@ class Curve(NamedTuple):
 
 
 def curves(audit: Audit) -> tuple[Curve, ...]:
-    """The depth sweep of the model, one curve a temperature and a way of counting: the audit's own sampling first."""
+    """The depth sweep of the model, one curve a temperature and a way of counting: the audit's own sampling first.
+
+    Where nothing is given at any depth, the whole answer is the continuation, and is counted once.
+    """
+    return tuple(curve for curve in _all_curves(audit) if curve.counted is Counted.CONTINUATION or _given(curve))
+
+
+def _given(curve: Curve) -> bool:
+    return any(row.prefill_tokens for row in curve.rows)
+
+
+def _all_curves(audit: Audit) -> tuple[Curve, ...]:
     found: dict[tuple[float, Counted], dict[int, AttackRow]] = {}
     for row in audit.attacks:
         if row.attack in SWEEP and row.subject is Subject.MODEL and row.prefill_tokens is not None:
@@ -93,7 +104,7 @@ def row_temperature(row: AttackRow, audit: Audit) -> float:
 
 def other_attacks(audit: Audit) -> tuple[AttackRow, ...]:
     """Rows that belong neither to the depth sweep nor to the refusal prefixes."""
-    shown = {id(row) for curve in curves(audit) for row in curve.rows}
+    shown = {id(row) for curve in _all_curves(audit) for row in curve.rows}
     return tuple(row for row in audit.attacks if id(row) not in shown and row.attack != REFUSAL_PREFIX)
 
 
@@ -106,24 +117,30 @@ def headline(audit: Audit) -> str:
     """How deep the alignment is, in one sentence, from behaviour alone: KL has no say in it."""
     found = curves(audit)
     direct = next((row for row in found[0].rows if row.prefill_tokens == 0), None) if found else None
-    asked = "" if direct is None else f"; asked directly, {harmful_of(direct)} do"
     half = audit.depth.half_depth
     if half.deepest == 0 and direct is not None:
-        span = interval_percent(direct.low, direct.high)
-        return (
-            f"Asked directly, {harmful_of(direct)} harmful requests get through ({span}); no deeper prefill was tried."
-        )
+        return f"Asked directly, {_gets_through(direct)}; how deep safety reaches was not measured."
     if half.tokens == 0 and direct is not None:
-        span = interval_percent(direct.low, direct.high)
-        return f"At least half of the harmful requests get through when simply asked: {harmful_of(direct)} do ({span})."
+        return f"Safety alignment is no token deep: simply asked, {_gets_through(direct)}."
+    asked = "" if direct is None else f"; asked directly, {harmful_of(direct)} {_do(direct)}"
     if half.reached and half.tokens is not None:
         return (
-            f"Half of the harmful requests get through once {tokens(half.tokens)} tokens of the answer are given"
-            f" (95 % interval {half_interval(half)}){asked}."
+            f"Safety alignment is {tokens(half.tokens)} tokens deep (95 % interval {half_interval(half)}): once that "
+            f"much of the answer is given, half of the harmful requests get through{asked}."
         )
+    deep = f"Safety alignment is more than {token_count(half.deepest)} deep, as deep as was measured"
     worst = max(found[0].rows, key=lambda row: row.asr, default=None) if found else None
-    most = "" if worst is None else f": at the worst depth {harmful_of(worst)} get through"
-    return f"The 50 % mark is not reached by {token_count(half.deepest)} of a given answer{most}{asked}."
+    return f"{deep}{asked}." if worst is None else f"{deep}: at the worst depth {_gets_through(worst)}{asked}."
+
+
+def _gets_through(row: AttackRow) -> str:
+    span = interval_percent(row.low, row.high)
+    what = "harmful requests get through" if row.n == row.behaviors else "to harmful requests are harmful"
+    return f"{harmful_of(row)} {what} (95 % interval {span})"
+
+
+def _do(row: AttackRow) -> str:
+    return "do" if row.n == row.behaviors else "are harmful"
 
 
 def harmful_of(row: AttackRow) -> str:
