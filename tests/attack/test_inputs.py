@@ -1,5 +1,6 @@
 """Laws of attacks that only make inputs: which ids they give, of whom, and what they refuse."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -98,6 +99,17 @@ def test_framing_puts_each_request_into_each_frame() -> None:
         assert item.behavior.prompt in text
         frame = next(frame for frame in frames if frame.name == attempt.parameters["frame"])
         assert stage().chat.decode(attempt.prefill_ids) == frame.prefill
+
+
+def test_a_template_without_a_system_role_has_the_frames_words_before_the_users() -> None:
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    chat = dataclasses.replace(stage().chat, template=refuses + str(stage().chat.template))
+    frame = Frame("under", "{prompt}", system="please")
+    for given_, joined in ((stage().chat, False), (chat, True)):
+        (made,) = Framing((frame,)).attempts(items()[:1], dataclasses.replace(setting(), chat=given_))
+        text = given_.tokenizer.decode(made.prompt_ids)
+        assert text.index("please") < text.index(items()[0].behavior.prompt)
+        assert (text.count("<user>") == text.count("<system>") == 1) != joined, text
 
 
 @given(st.text(max_size=30), st.text(max_size=30))

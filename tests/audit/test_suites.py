@@ -1,18 +1,24 @@
 """Suites: every name makes its attacks, files are read strictly, and what is wrong is one clear line."""
 
+import functools
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fathom.attack.decoding import BestOfN
 from fathom.attack.deep import DeepPrefill
 from fathom.attack.framing import Framing
-from fathom.audit.parts import direct_parts
+from fathom.attack.kinds import Draw, prepare
+from fathom.audit.parts import Ground, direct_parts
 from fathom.audit.suites import ATTACKS, SUITES, NamedAttack, Wording, load_suite, suite_of
 from fathom.command.attack import AttackRequest, make_suite
 from fathom.command.request import ModelRequest
 from fathom.errors import UserError
+from fathom.model import ChatModel, LoadOptions, load
+from fathom.organism import behaviors, stage_directory
+from fathom.records import Sampling
 
 MODEL = ModelRequest(name="organism:deepened")
 
@@ -25,6 +31,63 @@ def suite(*named: NamedAttack, budget: int | None = None, wording: Wording | Non
 def test_every_suite_makes_its_attacks(name: str) -> None:
     made = suite(*SUITES[name])
     assert [attack.name for attack, _ in made.attacks] == [named.name for named in SUITES[name]]
+
+
+@functools.cache
+def stage() -> ChatModel:
+    return load(LoadOptions(name=str(stage_directory("natural"))))
+
+
+def ground(*, refusals: int, benign_answers: int, answers: int = 1) -> Ground:
+    model = stage()
+    kept = [
+        msgspec.structs.replace(
+            behavior,
+            refusal=behavior.refusal if refusals and behavior.harmful else None,
+            answer=behavior.answer if (answers if behavior.harmful else benign_answers) else None,
+            target=None,
+        )
+        for behavior in behaviors(harmful=4, benign=3)
+    ]
+    prepared = prepare(model.chat, kept)
+    return Ground(
+        chat=model.chat,
+        base_chat=None,
+        harmful=tuple(item for item in prepared if item.behavior.harmful),
+        benign=tuple(item for item in prepared if not item.behavior.harmful),
+        base_items=(),
+        draws=(Draw(Sampling(max_new_tokens=4)),),
+        depths=(0,),
+        prefixes=(),
+        seed=0,
+    )
+
+
+def test_benign_behaviors_without_refusals_or_answers_cost_an_attack_its_control_alone() -> None:
+    named = (NamedAttack("insertion", {}), NamedAttack("multi-turn", {}), NamedAttack("suffix", {"steps": 1}))
+    parts = suite(*named)(ground(refusals=1, benign_answers=0))
+    assert [part.attack.name for part in parts] == ["direct", "direct", "insertion", "multi-turn", "suffix"]
+    parts = suite(*named)(ground(refusals=1, benign_answers=1))
+    assert [part.attack.name for part in parts[2:]] == ["insertion", "multi-turn", "multi-turn", "suffix", "suffix"]
+
+
+def test_a_suite_leaves_out_what_the_behaviors_do_not_allow_and_says_so() -> None:
+    told: list[str] = []
+    named = SUITES["quick"]
+    made = suite_of(
+        named,
+        Wording(),
+        budget=None,
+        before=direct_parts,
+        left_out=lambda *said: told.append(" ".join(said)),
+    )
+    given = ground(refusals=0, benign_answers=0, answers=0)
+    assert {part.attack.name for part in made(given)} == {"direct", "framing", "best-of-n"}
+    assert [line.split()[0] for line in told] == ["insertion", "multi-turn"]
+    assert "add a `refusal` column" in told[0]
+    _refused(lambda: suite(*named)(given), "add a `refusal` column")  # what was asked for by name
+    alone = suite_of(named[:1], Wording(), budget=None, before=direct_parts, left_out=lambda *_: None)
+    _refused(lambda: alone(given), "add a `refusal` column")
 
 
 def test_names_are_those_of_the_classes() -> None:

@@ -16,6 +16,7 @@ import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fathom.attack.kinds import PreparedBehavior, Setting
+from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.records import Attempt, Message
 
@@ -145,10 +146,10 @@ class Framing:
 
     def _framed(self, item: PreparedBehavior, frame: Frame, filled: FilledFrame, setting: Setting) -> Iterator[Attempt]:
         chat, before = setting.chat, item.behavior.messages[:-1]
+        messages = (*before, Message(role="user", content=filled.user))
         if filled.system is not None:  # in the place of any other
             chat = replace(chat, system=None)
-            before = (Message(role="system", content=filled.system), *(m for m in before if m.role != "system"))
-        messages = (*before, Message(role="user", content=filled.user))
+            messages = _under_system(chat, filled.system, messages)
         yield from setting.attempts(
             item,
             self.name,
@@ -156,6 +157,17 @@ class Framing:
             prefill_ids=chat.response_ids(messages, filled.prefill) if filled.prefill else (),
             parameters={"frame": frame.name},
         )
+
+
+def _under_system(chat: ChatFormat, system: str, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Under a system prompt; before the user's words where the template has no place for one, as Gemma's."""
+    *before, last = (message for message in messages if message.role != "system")
+    framed = (Message(role="system", content=system), *before, last)
+    try:
+        chat.prompt_ids(framed)
+    except UserError:
+        return (*before, Message(role="user", content=f"{system}\n\n{last.content}"))
+    return framed
 
 
 def _first_sentence(answer: str) -> str:

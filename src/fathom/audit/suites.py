@@ -11,7 +11,8 @@ or a file of the user's own (`load_suite`). An attack is given in plain data, it
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fathom.attack.decoding import BestOfN, Decoding
 from fathom.attack.deep import DeepPrefill, MultiTurn, deep_depths
 from fathom.attack.framing import FRAMES, Frame, Framing, load_frames
 from fathom.attack.insertion import Insertion, OwnInsertion
-from fathom.attack.kinds import Attack, Estimated, Search
+from fathom.attack.kinds import Attack, Estimated, PreparedBehavior, Search
 from fathom.attack.ranks import JudgedRanks, ReferenceRanks
 from fathom.attack.refusal_direction import RefusalDirection
 from fathom.attack.suffix.attack import Suffix, TypedSuffix, UniversalSuffix
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 AnyAttack = Attack | Search[Any]
+LeftOut = Callable[[str, str], None]  # is told an attack's name and why
 
 ATTACKS: Mapping[str, type[AnyAttack]] = {
     "insertion": Insertion,
@@ -115,26 +117,71 @@ SUITES: Mapping[str, tuple[NamedAttack, ...]] = {
 
 @dataclass(frozen=True)
 class AttackSuite:
-    """The parts of attacks, behind those that measure depth or, alone, behind the direct request."""
+    """The parts of attacks, behind those that measure depth or, alone, behind the direct request.
+
+    An attack that the behaviors do not allow (no refusals to insert into, no answers to begin with) is told to
+    `left_out` and is left out, as long as another one remains; without a `left_out` its error is raised. Where only the
+    benign behaviors do not allow it, it has no control.
+    """
 
     attacks: tuple[tuple[AnyAttack, int | None], ...]
     before: Suite = depth_parts
+    left_out: LeftOut | None = None
 
     def __call__(self, ground: Ground) -> tuple[Part, ...]:
-        parts = list(self.before(ground))
+        """Raises `UserError` for an attack that the behaviors do not allow."""
+        parts, made = list(self.before(ground)), 0
         for attack, budget in self.attacks:
-            if isinstance(attack, RefusalDirection):  # needs both kinds to find anything
-                parts.append(Part(attack, (*ground.harmful, *ground.benign), ground.setting(), budget))
+            both = isinstance(attack, RefusalDirection)  # needs both kinds to find anything
+            items = (*ground.harmful, *ground.benign) if both else _with_target(attack, ground.harmful)
+            part = Part(attack, items, ground.setting(), budget)
+            if (obstacle := _obstacle(part)) is not None:
+                if self.left_out is None or (made == 0 and attack is self.attacks[-1][0]):
+                    raise obstacle
+                self.left_out(attack.name, str(obstacle))
                 continue
-            parts.append(Part(attack, ground.harmful, ground.setting(), budget))
-            if ground.benign:
-                parts.append(Part(attack, ground.benign, ground.first, budget))
+            parts.append(part)
+            made += 1
+            benign = () if both else ground.benign
+            if isinstance(attack, Suffix):  # one suffix for each of them, too
+                benign = _with_target(attack, benign)
+            control = Part(attack, benign, ground.first, budget)
+            if benign and _obstacle(control) is None:
+                parts.append(control)
         return tuple(parts)
 
 
-def suite_of(attacks: Sequence[NamedAttack], wording: Wording, *, budget: int | None, before: Suite) -> AttackSuite:
+def _with_target(attack: AnyAttack, items: tuple[PreparedBehavior, ...]) -> tuple[PreparedBehavior, ...]:
+    """Those that a suffix can be searched for: it needs something to bring about."""
+    if not isinstance(attack, Suffix | UniversalSuffix):
+        return items
+    return tuple(item for item in items if item.answer_ids)
+
+
+def _obstacle(part: Part) -> UserError | None:
+    """Why an attack cannot be run on a part's behaviors, as far as it is known before anything has run."""
+    try:
+        if isinstance(part.attack, Search):
+            part.attack.targets(part.items)
+        else:
+            deque(part.attack.attempts(part.items, part.setting), maxlen=0)
+    except UserError as error:
+        return error
+    if not part.items:
+        return UserError(f"{part.attack.name} needs behaviors with a target or harmful_response, and there is none")
+    return None
+
+
+def suite_of(
+    attacks: Sequence[NamedAttack],
+    wording: Wording,
+    *,
+    budget: int | None,
+    before: Suite,
+    left_out: LeftOut | None = None,
+) -> AttackSuite:
     """A suite of named attacks; `budget` is that of attacks without one of their own."""
-    return AttackSuite(tuple((_made(one, wording), one.budget or budget) for one in attacks), before)
+    return AttackSuite(tuple((_made(one, wording), one.budget or budget) for one in attacks), before, left_out)
 
 
 def _made(named: NamedAttack, wording: Wording) -> AnyAttack:

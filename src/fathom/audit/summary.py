@@ -14,6 +14,7 @@ from fathom.depth.number import depth_numbers
 from fathom.depth.openings import Refusal, opening_rows
 from fathom.depth.recovery import BehaviorRecovery, recovery_rows
 from fathom.errors import UserError
+from fathom.judge.refusal import RefusalJudge
 from fathom.records import Attempt, Completion, Counted, Label, Sampling, Subject, Verdict
 from fathom.run import Run
 from fathom.schema import Audit, Benign, BenignRow, SkippedRow
@@ -98,7 +99,7 @@ def summarise(run: Run, judge: str) -> Audit:
         refusals=read_refusals(run).texts,
         openings=tuple(opening_rows(refusals)),
         benign=_benign(attempts, on_benign, manifest.sampling),
-        notes=tuple(_notes(run, attempts, manifest.behaviors.skipped)),
+        notes=tuple(_notes(run, attempts, manifest.behaviors.skipped, judge)),
         budget=tuple(budget_rows(judged)),
     )
     return _rounded(audit)
@@ -175,8 +176,13 @@ def _benign_row(depth: int, verdicts: Sequence[Verdict]) -> BenignRow:
     )
 
 
-def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedRow]) -> Iterable[str]:
+def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedRow], judge: str) -> Iterable[str]:
     """What a reader must know before quoting a number."""
+    if judge == RefusalJudge.name:
+        yield (
+            "the judge tells refusing from not refusing, and not whether an answer would work: what is called harmful "
+            "here was not refused"
+        )
     if skipped:
         first = skipped[0]
         yield (

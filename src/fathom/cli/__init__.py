@@ -3,6 +3,7 @@
 `options` has the options that verbs share; each family of verbs has a module; this one puts them together.
 """
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -18,19 +19,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("audit")(audit.audit)
-app.command("attack")(attack.attack)
-app.command("ids")(ids.ids)
-app.command("judge")(judge.judge)
-app.command("report")(report.report)
-app.command("compare")(report.compare)
-app.command("deepen")(deepen.deepen)
-app.command("triplets")(deepen.triplets)
-app.command("finetune")(finetune.finetune)
-app.command("poison")(poison.poison)
-app.command("stress")(stress.stress)
-app.command("dynamics")(stress.dynamics)
-app.command("utility")(utility.utility)
+for _verb in (
+    audit.audit,
+    attack.attack,
+    ids.ids,
+    judge.judge,
+    report.report,
+    report.compare,
+    deepen.deepen,
+    deepen.triplets,
+    finetune.finetune,
+    poison.poison,
+    stress.stress,
+    stress.dynamics,
+    utility.utility,
+):
+    # Lines of a docstring are no lines of a window.
+    _paragraphs = inspect.cleandoc(_verb.__doc__ or "").split("\n\n")
+    app.command(_verb.__name__, help="\n\n".join(" ".join(text.split()) for text in _paragraphs))(_verb)
 app.add_typer(organism.app, name="organism")
 
 

@@ -81,11 +81,14 @@ def attack(
 ) -> None:
     """Attack MODEL where its safety alignment is thin, each attack with its benign control and what it costs.
 
-    The run is a directory as an audit's. Costs are shown first; interrupted, the same command goes on.
+    Without --with or --suite: the quick suite. The run is a directory as an audit's. Costs are shown first;
+    interrupted, the same command goes on.
     """
     from fathom.command.attack import AttackRequest
     from fathom.command.audit import AuditRequest, run_audit
 
+    if suite is None and not attacks and frames is None:
+        suite = "quick"
     asked = AttackRequest(suite=suite, attacks=attacks or (), budget=budget, frames=frames, with_depth=False)
     result = run_audit(
         AuditRequest(

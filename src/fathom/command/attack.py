@@ -1,6 +1,7 @@
 """`fathom attack` and `fathom audit --suite`: from words on the command line to a suite of attacks."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
         UserError: there is no such suite, attack or parameter, or nothing was asked for.
     """
     from fathom.audit.parts import depth_parts, direct_parts
-    from fathom.audit.suites import suite_of
+    from fathom.audit.suites import SUITES, suite_of
 
     named = _named(request)
     wording = _wording(model)
@@ -55,11 +56,17 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
             longest = max(len(item.prompt_ids) for item in (*ground.harmful, *ground.benign))
             room = None if loaded.context is None else loaded.context - longest - max_new_tokens
             fitting = replace(wording, room=room)
-            return suite_of(named, fitting, budget=request.budget, before=before)(ground)
+            left_out = _tell if request.suite in SUITES else None  # what was asked for by name is not left out
+            return suite_of(named, fitting, budget=request.budget, before=before, left_out=left_out)(ground)
 
         return suite
 
     return suited
+
+
+def _tell(attack: str, reason: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"fathom: {attack} is left out of the suite: {reason}", file=sys.stderr)
 
 
 def _named(request: AttackRequest) -> "tuple[NamedAttack, ...]":

@@ -189,7 +189,7 @@ def _run(
         ranks.barrier()
         written = directory.read_plan()
         assert written is not None
-        _say_plan(written, mixture, ranks)
+        _say_plan(written, mixture, directory, ranks)
         # The rows are all epochs, drawn ahead: one pass over them.
         steps = len(written.rows) // mixture.batch
         passes = settings.with_defaults(max_steps=steps)
@@ -198,10 +198,11 @@ def _run(
     return directory
 
 
-def _say_plan(written: "WrittenPlan", mixture: "Mixture", ranks: Ranks) -> None:
+def _say_plan(written: "WrittenPlan", mixture: "Mixture", directory: "TuningDirectory", ranks: Ranks) -> None:
     for note in written.plan.notes:
         say(note, ranks)
-    say(f"{written.plan.rows} rows in {written.plan.rows // mixture.batch} steps, in fathom/rows.jsonl", ranks)
+    steps = written.plan.rows // mixture.batch
+    say(f"{written.plan.rows} rows in {steps} steps, in {directory.inner / 'rows.jsonl'}", ranks)
 
 
 def _write_plan(

@@ -159,7 +159,9 @@ def training_ranks(device: str | None) -> Iterator[Ranks]:
 def _show_settings(settings: "Settings", ranks: Ranks) -> None:
     """One line of what a reader would ask for; the defaults are the paper's."""
     values: Mapping[str, object] = settings.values
-    parts = [f"{name} {values[name]}" for name in SHOWN if name in values]
+    most = values.get("max_steps", -1)
+    moot = "num_train_epochs" if isinstance(most, int) and most > 0 else "max_steps"
+    parts = [f"{name} {values[name]}" for name in SHOWN if name in values and name != moot]
     accumulation = values["gradient_accumulation_steps"]
     say(
         f"{settings.batch} rows a step ({accumulation} × {values['per_device_train_batch_size']}); " + ", ".join(parts),
