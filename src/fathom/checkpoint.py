@@ -35,6 +35,8 @@ def check_source(name: str, revision: str | None) -> None:
     Raises:
         UserError: it is not, or may not.
     """
+    if not name.strip():
+        raise UserError("the model's name is empty: give a model's directory, or a name on the hub (owner/name)")
     if not is_local(name):
         _fetch_config(name, revision)
         return

@@ -139,6 +139,8 @@ class RunLock:
     def __enter__(self) -> Self:
         import fcntl  # Unix only, where the lock is wanted; everything else here reads anywhere
 
+        if self._path.parent.is_file():
+            raise UserError(f"{self._path.parent} is a file; give a directory with -o")
         with _writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
@@ -287,9 +289,12 @@ def _writing(path: Path) -> Iterator[None]:
             errno.EROFS,
             errno.ENOTDIR,
             errno.EISDIR,
+            errno.EEXIST,  # a file stands where a directory would have to be
+            errno.ENAMETOOLONG,
+            errno.ELOOP,
             errno.EFBIG,
         ):
-            raise UserError(f"cannot write {path}: {error.strerror}; give another directory with -o") from error
+            raise UserError(f"cannot write {path}: {error.strerror}; give another place with -o") from error
         raise
 
 

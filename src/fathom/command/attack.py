@@ -92,6 +92,8 @@ def _one(words: str) -> "NamedAttack":
     """`NAME key=value key=value`; a value is JSON where it can be read as such, else numbers with commas, else text."""
     from fathom.audit.suites import NamedAttack
 
+    if not words.strip():
+        raise UserError("--with is empty: give NAME or 'NAME key=value …'")
     try:
         name, *settings = shlex.split(words)
     except ValueError as error:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.finetune import finish_card
-from fathom.command.request import Judges, choice
-from fathom.command.training import Training, TrainingRequest, load_to_train, say, train, training_ranks
+from fathom.command.request import Judges, check_world, choice
+from fathom.command.training import Training, TrainingRequest, load_to_train, say, show_settings, train, training_ranks
 from fathom.errors import UserError
 from fathom.ranks import Ranks
 from fathom.records import Message, content_hash
@@ -62,6 +62,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     mixture = Mixture(
         request.alpha, request.recovery_rows, request.utility_rows, choice(Share, "--share", request.share)
     )
+    check_world(training.model, request.world)
     sources = _sources(request)
     sampler = None if request.starts == "mined" else _sampler(request)
     audited = training.audited() if request.world is None else False
@@ -167,7 +168,7 @@ def _run(
     from fathom.tuning.objective import PlainNll
 
     directory = TuningDirectory(request.training.output)
-    model = load_to_train(request.training.model, settings, ranks)
+    model = load_to_train(request.training.model, ranks)
     asked = {
         "objective": f"recovery rows ({'mined' if sampler is None else sampler.name}), {mixture.share} share of "
         f"alpha = {mixture.alpha:g}, {mixture.recovery} + {mixture.utility} rows a step",
@@ -184,6 +185,7 @@ def _run(
         if directory.finished:
             say(f"{directory.path} is finished already; remove it to train again", ranks)
             return directory
+        show_settings(settings, ranks)
         if ranks.first and directory.read_plan() is None:
             _write_plan(request, mixture, sampler, sources, settings, model, directory)
         ranks.barrier()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
+from fathom.command.request import Judges, ModelRequest, check_world, display_for, load_model, numbers
 from fathom.command.stress import StressRequest, make_sweep
 from fathom.errors import UserError
 from fathom.ranks import ALONE
@@ -54,6 +54,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     steps = tuple(sorted(set(numbers(request.steps, int, "--steps"))))
     if not steps or steps[0] < 0:
         raise UserError(f"--steps is {request.steps!r}; give numbers of 0 or more")
+    check_world(request.model, request.world)
     if request.directions < 0 or request.measured < 1 or "," in request.attack + request.objective:
         raise UserError("dynamics takes one attack, one objective, 0 directions or more, and 1 measured row or more")
     path = request.output or Path("runs") / f"dynamics-{content_hash(repr(request))[:8]}"

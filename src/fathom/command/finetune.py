@@ -14,6 +14,7 @@ from fathom.command.training import (
     audit_both,
     load_to_train,
     say,
+    show_settings,
     train,
     training_ranks,
 )
@@ -98,7 +99,7 @@ def _run(
     from fathom.tuning.directory import TuningDirectory, TuningManifest
 
     directory = TuningDirectory(request.training.output)
-    model = load_to_train(request.training.model, settings, ranks)
+    model = load_to_train(request.training.model, ranks)
     manifest = TuningManifest.make(
         "finetune", model.info, _configuration(request, objective, judge, examples, settings)
     )
@@ -109,6 +110,7 @@ def _run(
         if directory.finished:
             say(f"{directory.path} is finished already; remove it to train again", ranks)
             return directory
+        show_settings(settings, ranks)
         written = _plan(request, objective, judge, examples, settings, model, directory, ranks)
         plan = written.plan
         say(

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.command.poison import AttackChoice, Sides, attack_of, attack_rows, sides
-from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model, named_judge, numbers
+from fathom.command.request import (
+    ORGANISM,
+    Judges,
+    ModelRequest,
+    check_world,
+    display_for,
+    load_model,
+    named_judge,
+    numbers,
+)
 from fathom.errors import UserError
 from fathom.progress import Display, silent
 from fathom.ranks import ALONE
@@ -107,6 +116,7 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
 def _check(request: StressRequest) -> None:
     from fathom.protect.objectives import parse_objective
 
+    check_world(request.model, request.world)
     if request.sweep not in ("warm-up", "full"):
         raise UserError(f"--sweep is {request.sweep!r}; give warm-up or full")
     if request.trainer not in ("light", "fit"):

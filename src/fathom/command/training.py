@@ -156,7 +156,7 @@ def training_ranks(device: str | None) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _show_settings(settings: "Settings", ranks: Ranks) -> None:
+def show_settings(settings: "Settings", ranks: Ranks) -> None:
     """One line of what a reader would ask for; the defaults are the paper's."""
     values: Mapping[str, object] = settings.values
     most = values.get("max_steps", -1)
@@ -169,8 +169,8 @@ def _show_settings(settings: "Settings", ranks: Ranks) -> None:
     )
 
 
-def load_to_train(request: ModelRequest, settings: "Settings", ranks: Ranks) -> "ChatModel":
-    """The model, and how it will be trained, told once it is there: an error of loading comes alone.
+def load_to_train(request: ModelRequest, ranks: Ranks) -> "ChatModel":
+    """The model, with its progress.
 
     Raises:
         UserError: as `load_model`.
@@ -178,7 +178,6 @@ def load_to_train(request: ModelRequest, settings: "Settings", ranks: Ranks) -> 
     with display_for(ranks)("loading", 1) as shown:
         model = load_model(request, ranks)
         shown.advance(1)
-    _show_settings(settings, ranks)
     return model
 
 

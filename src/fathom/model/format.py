@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fathom.chat import ChatFormat
-from fathom.checkpoint import check_source, is_local, one_line, place
+from fathom.checkpoint import check_source, is_local, place
 from fathom.errors import UserError
 from fathom.model.options import FormatChoice, LoadOptions
 from fathom.model.reading import LOADING_ERRORS, common, load_config, unusable
@@ -77,7 +77,8 @@ def _template_file(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the chat template {path} cannot be read: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise UserError(f"the chat template {path} cannot be read ({reason}): give a file of Jinja") from error
     if not text.strip():
         raise UserError(f"the chat template {path} is empty: give a file of Jinja")
     return text

@@ -42,6 +42,8 @@ def unusable(options: LoadOptions, what: str, error: BaseException) -> UserError
         return UserError(
             f"{options.name} does not fit into memory: try --dtype bfloat16, --device-map auto or --device"
         )
+    if options.device_map is not None and "device_map" in text:
+        return UserError(f"the device map {options.device_map!r} cannot be used: give auto, balanced or sequential")
     if "not recognize this architecture" in text:
         text = "this version of transformers does not know its model_type; try pip install --upgrade transformers"
     elif "load report" in text or "mismatched" in text:

@@ -66,6 +66,11 @@ _REFUSED: Mapping[str, str] = {
 }
 
 
+# What optimizers take, checked before a model is loaded; TRL itself checks none of it.
+_NOT_NEGATIVE = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "num_train_epochs", "warmup_steps")
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
+
+
 def calm_epsilon(calm: float, clip: float, parameters: int) -> float:
     """Adam's epsilon by which a gradient of norm `calm` times `clip` makes steps half as large; 1e-8 at the least.
 
@@ -175,7 +180,19 @@ def read_settings(file: Path | None = None, overrides: Sequence[str] = ()) -> Se
     given = {**(_read_file(file) if file else {}), **_read_pairs(overrides)}
     for name in given:
         _check_name(name)
-    return Settings({**PAPER, **_typed(given)}, frozenset(given))
+    typed = _typed(given)
+    for name in (*_NOT_NEGATIVE, *_BELOW_ONE):
+        _check_range(name, typed.get(name))
+    return Settings({**PAPER, **typed}, frozenset(given))
+
+
+def _check_range(name: str, value: Value) -> None:
+    if not isinstance(value, int | float):
+        return
+    if not 0 <= value < math.inf:
+        raise UserError(f"{name} is {value}: give a number of 0 or above")
+    if name in _BELOW_ONE and value >= 1:
+        raise UserError(f"{name} is {value}: give a number from 0 to below 1")
 
 
 def _read_file(path: Path) -> dict[str, Value]:
