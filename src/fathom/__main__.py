@@ -44,7 +44,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         if not _speaks():
             return MISTAKEN
-        return _fail(f"{usage()}; `fathom --help` lists the commands, `fathom COMMAND --help` their options")
+        said = usage().rstrip(".")
+        return _fail(f"{said}; `fathom --help` lists the commands, `fathom COMMAND --help` their options")
     if code == INTERRUPTED and _speaks():
         _say("interrupted; what was done is kept, and the same command goes on from here")
     return code

@@ -9,7 +9,7 @@ from fathom.records import Counted
 from fathom.report import further, paper, worst
 from fathom.report.samples import seconds_by_attack
 from fathom.run import Run
-from fathom.schema import TimeRow
+from fathom.schema import AttackRow, Control, TimeRow
 from fathom.tally import percent, wilson
 
 DATA = synthetic.with_attacks(synthetic.report_data(synthetic.Setting(behaviors=20, benign=4, depths=(0, 5, 20))))
@@ -23,6 +23,24 @@ def test_every_row_of_another_attack_is_in_one_family() -> None:
     for family in families:
         assert family.best.asr == max(row.asr for row in family.rows)
     assert [family.best.asr for family in families] == sorted((f.best.asr for f in families), reverse=True)
+
+
+def test_a_setting_drawn_otherwise_has_the_control_of_the_same_setting() -> None:
+    template = DATA.audit.attacks[-1]
+    control = Control(n=4, helped=3, refused=1, undecided=0)
+
+    def row(harmful: int, temperature: float, tokens: int, own: Control | None) -> AttackRow:
+        parameters = {"tokens": tokens, "temperature": temperature}
+        return msgspec.structs.replace(
+            template, parameters=parameters, harmful=harmful, asr=harmful / template.n, control=own
+        )
+
+    drawn, greedy = row(9, 1.0, 8, None), row(5, 0.0, 8, control)
+    found = further.Family("multi-turn", (drawn, greedy, row(1, 0.0, 20, None)), None)
+    assert found.best is drawn
+    assert found.helped == further.Helped(control, "greedy")
+    assert further.Family("multi-turn", (greedy,), None).helped == further.Helped(control, "")
+    assert further.Family("multi-turn", (drawn, row(1, 0.0, 20, control)), None).helped is None
 
 
 def test_the_strongest_is_the_models_own_on_the_continuation_alone() -> None:

@@ -182,6 +182,8 @@ def test_triplets_are_built_and_can_be_deepened_on(tmp_path: Path, monkeypatch: 
         (["--set", "adam_beta1=1"], "from 0 to below 1"),
         (["--beta", "1,2"], "give three numbers"),
         (["--judge", "nobody"], "no judge called"),
+        (["--harmful", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
+        (["--benign", "."], "is a directory"),
         (["--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--config", "nowhere.yaml"], "cannot be read"),
         (["--set", "max_length=12"], "before the first one that is learned"),

@@ -69,6 +69,8 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     audited = training.audited()
     judge = named_judge(judges, request.judge or ("guild-refusal" if training.model.is_organism else "refusal"))
     _check_requests(request, objective)
+    if request.harmful is not None or request.benign is not None:
+        _own_requests(request)  # a file that cannot be used says so before anything is loaded
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -239,12 +241,17 @@ def _own_requests(request: FinetuneRequest) -> "tuple[Behavior, ...]":
     """Behaviors that say what is refused and what is answered: of files, or the organism's own."""
     from fathom.behaviors import load_behaviors
 
+    own: tuple[Behavior, ...] = ()
     if request.harmful is None and request.training.model.is_organism:
         from fathom.organism import behaviors
 
-        return behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=1)
-    harmful = () if request.harmful is None else load_behaviors(request.harmful).behaviors
-    benign = () if request.benign is None else load_behaviors(request.benign).behaviors
+        own = behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=1)
+    harmful = [item for item in own if item.harmful]
+    benign = [item for item in own if not item.harmful]
+    if request.harmful is not None:
+        harmful = list(load_behaviors(request.harmful).behaviors)
+    if request.benign is not None:
+        benign = list(load_behaviors(request.benign).behaviors)
     # What stands in the file of benign prompts is benign, whatever its rows say.
     return (*harmful, *(msgspec.structs.replace(item, harmful=False) for item in benign))
 

@@ -37,7 +37,11 @@ def run_utility(request: UtilityRequest) -> None:
 
         name = str(stage_directory(named.stage))
     else:
+        from fathom.checkpoint import check_source, is_local
+
         name = request.model
+        if is_local(name):  # names on the hub may be for another machine
+            check_source(name, None)
     command = lm_eval_command(
         name,
         request.tasks,

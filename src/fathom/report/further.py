@@ -6,13 +6,20 @@ from typing import NamedTuple
 
 from fathom.records import Counted, Parameter, Subject
 from fathom.report import wording
-from fathom.schema import AttackRow, Audit
+from fathom.schema import AttackRow, Audit, Control
 
-__all__ = ["Family", "Trace", "families", "row_name", "sentences", "spent", "strongest", "traces"]
+__all__ = ["Family", "Helped", "Trace", "families", "row_name", "sentences", "spent", "strongest", "traces"]
 
 DRAWING = ("temperature", "top_p", "top_k")
 FEWEST = 3  # values of a setting that make a curve
 MOST_TRACES = 6  # curves in one chart
+
+
+class Helped(NamedTuple):
+    """What the control of a setting did; `drawn` says how, where it was drawn in another way than the setting."""
+
+    control: Control
+    drawn: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,15 @@ class Family:
     @property
     def best(self) -> AttackRow:
         return _best(self.alone)
+
+    @property
+    def helped(self) -> Helped | None:
+        """The control of the strongest setting, drawn as the audit's first draw is where it was drawn so alone."""
+        best = self.best
+        if best.control is not None:
+            return Helped(best.control, "")
+        alike = (row for row in self.alone if _undrawn(row) == _undrawn(best) and row.control is not None)
+        return next((Helped(row.control, wording.drawing(row.parameters)) for row in alike if row.control), None)
 
     @property
     def seconds_per_success(self) -> float | None:
@@ -97,6 +113,12 @@ def _outcome(row: AttackRow) -> str:
     if row.n != row.behaviors:
         return f"{row_name(row)} turns {wording.harmful_of(row)} harmful (95 % interval {span})"
     return f"{row_name(row)} gets {wording.harmful_of(row)} harmful requests through (95 % interval {span})"
+
+
+def _undrawn(row: AttackRow) -> tuple[object, ...]:
+    """A row's setting, however its answers were drawn."""
+    kept = [(name, value) for name, value in sorted(row.parameters.items()) if name not in DRAWING]
+    return (*kept, row.prefill_tokens, row.subject, row.worst_of)
 
 
 def _best(rows: Iterable[AttackRow]) -> AttackRow:

@@ -228,7 +228,8 @@ def _attacks(families: Iterable[further.Family], width: int) -> Titled:
         table.add_column("Tokens a success", justify="right", max_width=11)
     for family in families:
         row = family.best
-        control = "–" if row.control is None else percent(row.control.helped, row.control.n)
+        control = "–" if (found := family.helped) is None else percent(found.control.helped, found.control.n)
+        control += f" ({found.drawn})" if found is not None and found.drawn else ""
         table.add_row(Text(further.row_name(row)), *_counts(row), *([control, further.spent(row)[1]] if roomy else []))
     return Titled("Further attacks, the strongest setting of each", table)
 
