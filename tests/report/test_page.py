@@ -318,6 +318,15 @@ def test_specifications_are_valid(pages: dict[str, str]) -> None:
             alt.LayerChart.from_dict(spec, validate=True)
 
 
+@pytest.mark.parametrize("last", [0, 1, 3, 8, 79, 80, 100, 1000])
+def test_a_depth_axis_ends_at_the_deepest_in_whole_numbers(last: int) -> None:
+    axis = plot.depth_axis([0, last]).to_dict()["axis"]
+    assert axis["format"] == "d"
+    assert axis["values"][-1] == last
+    assert axis["values"] == sorted(set(axis["values"]))
+    assert axis["values"][0] == 0
+
+
 def test_scripts_end_nowhere_early() -> None:
     assert "</script" not in plot.script().lower()
     assert "<!--" not in plot.script()

@@ -188,6 +188,11 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
         yield (
             f"{len(skipped)} rows of {first.source} could not be used; the first is line {first.line}: {first.reason}"
         )
+    if not any(b.harmful and (b.answer is not None or b.target is not None) for b in run.behaviors.values()):
+        yield (
+            "no harmful request has a reference answer or a target to be given, so depth cannot be measured: add "
+            "harmful_response or target"
+        )
     cut = sum(completion.finish == "length" for completion in run.completions.values())
     if cut:
         yield (

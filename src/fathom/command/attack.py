@@ -66,7 +66,8 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
 
 def _tell(attack: str, reason: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"fathom: {attack} is left out of the suite: {reason}", file=sys.stderr)
+        named = reason if reason.startswith(attack) else f"{attack}: {reason}"
+        print(f"fathom: left out of the suite: {named}", file=sys.stderr)
 
 
 def _named(request: AttackRequest) -> "tuple[NamedAttack, ...]":

@@ -222,7 +222,9 @@ def _estimate(mass: _Mass | None, statistic: Callable[[Array], Array], seed: int
 
 def _agreement(half: HalfDepth, profile: Array | None) -> str:
     """Do behavior and KL tell the same story? What decides is the share of KL in the tokens that safety survives."""
-    if half.reached and half.tokens is not None:
+    if half.tokens == 0:
+        behavior = "half of the direct requests succeed"
+    elif half.reached and half.tokens is not None:
         behavior = f"half of the answers turn harmful after {_tokens(half.tokens)}"
     else:
         behavior = f"fewer than half of the answers turn harmful at any depth up to {_tokens(half.deepest)}"

@@ -92,6 +92,7 @@ def environment() -> jinja2.Environment:
     made.filters |= {
         "shown": passage,
         "line": one_line,
+        "unbroken": wording.unbroken,
         "tokens": wording.tokens,
         "token_count": wording.token_count,
         "attack_name": wording.attack_name,

@@ -91,9 +91,9 @@ def rule_across(value: float) -> alt.Chart:
 def depth_axis(depths: Iterable[object], title: str = "tokens of the answer given (0 = asked directly)") -> alt.X:
     """log(1 + k), so that the direct request has a place at the left end; few enough ticks to read."""
     last = max((int(str(depth)) for depth in depths if depth is not None), default=1)
-    shown = [depth for depth in DOUBLINGS if depth <= last]
+    shown = [*(depth for depth in DOUBLINGS if depth * CLOSE < last), last]
     scale = alt.Scale(type="symlog", constant=1, domain=[0, max(last, 1)], nice=False)
-    return alt.X("tokens:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False))
+    return alt.X("tokens:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False, format="d"))
 
 
 def step_axis(steps: Iterable[int], title: str = "optimizer steps") -> alt.X:
@@ -109,7 +109,7 @@ def position_axis(last: int, title: str = "response position") -> alt.X:
     if last > LOG_BEYOND:
         shown = [place for place in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if place <= last]
         scale = alt.Scale(type="log", domain=[1, last], nice=False)
-        return alt.X("position:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False))
+        return alt.X("position:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False, format="d"))
     scale = alt.Scale(domain=[1, max(last, 2)], nice=False)
     return alt.X("position:Q", title=title, scale=scale, axis=alt.Axis(grid=False, tickMinStep=1, format="d"))
 

@@ -29,6 +29,7 @@ __all__ = [
     "share_percent",
     "token_count",
     "tokens",
+    "unbroken",
 ]
 
 SWEEP = ("direct", "prefill")  # a direct request is the prefill of no tokens
@@ -158,6 +159,11 @@ def half_interval(half: HalfDepth) -> str:
         if half.high is None
         else f"{tokens(half.low)}–{tokens(half.high)}"
     )
+
+
+def unbroken(text: str) -> str:
+    """A text whose numbers are never on another line than their percent signs."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def tokens(value: float) -> str:
