@@ -155,13 +155,13 @@ def measure(world: int, variant: Variant, model: ChatModel, harmful: int, benign
         )
 
 
-def tables(cells: Sequence[Cell]) -> None:
+def tables(cells: Sequence[Cell], variants: Sequence[Variant] = VARIANTS) -> None:
     """One line a variant: worst and mean ASR, insertion, and benign answers, each over all worlds measured."""
     worlds = sorted({cell.world for cell in cells})
     print(f"worlds {worlds}; ASR in % [95 % interval], n of all worlds together\n")
     print("| | direct | prefilled, worst depth | at T = 1 | insertion, worst | benign exact | benign refused |")
     print("|---|---|---|---|---|---|---|")
-    for variant in VARIANTS:
+    for variant in variants:
         mine = [cell for cell in cells if cell.variant == variant.name]
         if not mine:
             continue
@@ -180,7 +180,7 @@ def tables(cells: Sequence[Cell]) -> None:
     columns = (*DEPTHS, END)
     print("| | " + " | ".join("END" if depth == END else str(depth) for depth in columns) + " |")
     print("|---|" + "---|" * len(columns))
-    for variant in VARIANTS:
+    for variant in variants:
         mine = [cell for cell in cells if cell.variant == variant.name]
         if mine:
             pooled = _pooled(mine, "prefill", 0.0, lambda _: True)

@@ -132,7 +132,8 @@ def _noisy(model: ChatModel, rows: Sequence[TrainingRow], optimiser: Optimiser) 
     copied = copy.deepcopy(model.model)
     torch.manual_seed(0)
 
-    def shake(trained: PreTrainedModel) -> None:
+    def shake(trained: PreTrainedModel, step: int) -> None:
+        del step
         count = sum(parameter.numel() for parameter in trained.parameters())
         for parameter in trained.parameters():
             parameter.grad = 1e-3 * torch.randn_like(parameter) / count**0.5

@@ -312,3 +312,13 @@ def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, content: str) ->
     path.write_text(content)
     with pytest.raises(UserError, match="settings"):
         read_settings(path)
+
+
+def test_a_hook_is_told_its_step_and_checkpoints_are_where_it_can_go_on(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path
+) -> None:
+    told: list[int] = []
+    hook = lambda _, step: told.append(step)
+    fit(fresh(model), rows, PlainNll(), settings(), output=tmp_path, before_step=hook, save_every=3)
+    assert told == [0, 1, 2, 3]
+    assert {path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}

@@ -261,3 +261,36 @@ def test_other_models_are_told_what_they_need(tmp_path: Path, capsys: pytest.Cap
     )
     assert "--harmful FILE" in said
     assert "--harmful FILE" in fails(["triplets", "some/model", "-o", str(tmp_path / "t")], capsys)
+
+
+def test_deepening_with_resistance_names_it_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedModel
+
+    from fathom.command import deepen
+    from fathom.deepen.resist import LookAhead
+
+    monkeypatch.setattr(deepen, "ORGANISM_TRIPLETS", 8)
+    monkeypatch.setattr(deepen, "ORGANISM_UTILITY", 6)
+    command = ["deepen", "organism:natural", "--resist", "0.3", "--no-audit", "--set", "max_steps=9"]
+    command += ["--recovery-rows", "2", "--utility-rows", "2"]
+    whole, halted = tmp_path / "whole", tmp_path / "halted"
+    assert run([*command, "-o", str(whole)]) == 0
+    manifest = json.loads((whole / "fathom" / "manifest.json").read_text())
+    assert "resistance 0.3 to 30 steps" in manifest["configuration"]["objective"]
+    assert "resistance 0.3" in (whole / "README.md").read_text()
+    rows = read_rows(whole / "fathom" / "rows.jsonl")
+    assert any(row.source.endswith(", loosened") for row in rows)
+    call = LookAhead.__call__
+
+    def stop(self: LookAhead, model: PreTrainedModel, step: int) -> None:
+        if step == 8:
+            raise KeyboardInterrupt
+        call(self, model, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LookAhead, "__call__", stop)
+        assert run([*command, "-o", str(halted)]) == 130
+    assert run([*command, "-o", str(halted)]) == 0
+    assert (halted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

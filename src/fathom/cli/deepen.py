@@ -52,6 +52,15 @@ def deepen(
     ] = "exact",
     recovery_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 16,
     utility_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 64,
+    resist: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Weight of tamper resistance: simulated fine-tuning on the harmful answers is to leave a model that "
+            "refuses or is useless (0: none).",
+            rich_help_panel=_ROWS,
+        ),
+    ] = 0.0,
     world: Annotated[
         int | None, typer.Option(help="Seed of the world of an organism that you trained.", rich_help_panel=_DATA)
     ] = None,
@@ -89,6 +98,7 @@ def deepen(
             share=share,
             recovery_rows=recovery_rows,
             utility_rows=utility_rows,
+            resist=resist,
             world=world,
         ),
         JUDGES,

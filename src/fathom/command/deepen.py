@@ -1,6 +1,6 @@
 """`fathom deepen` and `fathom triplets`: recovery rows and an anchor, from files or from the models themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from fathom.run import RunLock
 
 if TYPE_CHECKING:
     from fathom.deepen.mixture import Mixture
+    from fathom.deepen.resist import LookAhead, Resistance
     from fathom.deepen.starts import StartSampler
     from fathom.deepen.triplets import Triplet
     from fathom.model import ChatModel
@@ -29,7 +30,10 @@ ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
 ORGANISM_RATE = 1e-3  # of its own deepened stage
 ORGANISM_NEW_TOKENS = 140
 EPOCHS = 10.0  # the paper's section 3
+RESISTANT_EPOCHS = 25.0  # resistance comes slower than depth
+ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
 MINED_TRIPLETS = 64
+_LOOSE = ", loosened"  # ends the source of such a row
 MINED_DEPTHS = (1, 2, 3, 5, 8, 13, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480)
 
 
@@ -47,6 +51,7 @@ class DeepenRequest:
     share: str = "exact"
     recovery_rows: int = 16
     utility_rows: int = 64
+    resist: float = 0.0  # the weight of tamper resistance; 0: none
     world: int | None = None  # of an organism that `fathom organism train` made
 
 
@@ -70,12 +75,15 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
 
     settings = read_settings(training.config, training.overrides)
     # The paper states betas and warm-up for section 4 alone; here they are TRL's defaults.
-    settings = settings.with_defaults(num_train_epochs=EPOCHS, adam_beta1=0.9, warmup_steps=0)
+    settings = settings.with_defaults(
+        num_train_epochs=RESISTANT_EPOCHS if request.resist else EPOCHS, adam_beta1=0.9, warmup_steps=0
+    )
     if training.model.is_organism or request.world is not None:
         settings = settings.with_defaults(learning_rate=ORGANISM_RATE)
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
+    resistance = _resistance(request, settings)
     with training_ranks(training.model.device) as ranks:
-        directory = _run(request, mixture, sampler, sources, settings, ranks)
+        directory = _run(request, mixture, sampler, sources, settings, resistance, ranks)
         if not ranks.first:
             return directory.path
         several = ranks.size > 1
@@ -162,6 +170,7 @@ def _run(
     sampler: "StartSampler | None",
     sources: _Sources,
     settings: "Settings",
+    resistance: "Resistance | None",
     ranks: Ranks,
 ) -> "TuningDirectory":
     from fathom.tuning.directory import TuningDirectory, TuningManifest
@@ -169,15 +178,18 @@ def _run(
 
     directory = TuningDirectory(request.training.output)
     model = load_to_train(request.training.model, ranks)
+    beside = "" if resistance is None else f"; {resistance}"
     asked = {
         "objective": f"recovery rows ({'mined' if sampler is None else sampler.name}), {mixture.share} share of "
-        f"alpha = {mixture.alpha:g}, {mixture.recovery} + {mixture.utility} rows a step",
+        f"alpha = {mixture.alpha:g}, {mixture.recovery} + {mixture.utility} rows a step{beside}",
         "sources": content_hash(repr(sources)),
         "mixture": repr(mixture),
         "starts": "mined" if sampler is None else repr(sampler),
         "lora": repr(request.training.lora),
         "settings": settings.plain,
     }
+    if resistance is not None:
+        asked["resistance"] = repr(resistance)
     if ranks.first:
         directory.start(TuningManifest.make("deepen", model.info, asked))
     ranks.barrier()
@@ -195,9 +207,58 @@ def _run(
         # The rows are all epochs, drawn ahead: one pass over them.
         steps = len(written.rows) // mixture.batch
         passes = settings.with_defaults(max_steps=steps)
-        training = Training(PlainNll(), divisor=mixture.divisor, ordered=1)
+        ahead = None if resistance is None else _look_ahead(resistance, sources, written, settings, model)
+        training = Training(
+            PlainNll(),
+            divisor=mixture.divisor,
+            ordered=1,
+            before_step=ahead,
+            save_every=1 if resistance is None else resistance.every,
+        )
         train(request.training, directory, model, written, training, passes, ranks)
     return directory
+
+
+def _resistance(request: DeepenRequest, settings: "Settings") -> "Resistance | None":
+    if not request.resist:
+        return None
+    from fathom.deepen.resist import Attackers, Resistance
+
+    rate = settings.values["learning_rate"]
+    assert isinstance(rate, int | float)
+    slowest, fastest = (rate * factor for factor in ATTACKERS)
+    return Resistance(attackers=Attackers(slowest=slowest, fastest=fastest), strength=request.resist)
+
+
+def _look_ahead(
+    resistance: "Resistance", sources: _Sources, written: "WrittenPlan", settings: "Settings", model: "ChatModel"
+) -> "LookAhead":
+    """What a simulated attacker trains on, and what becomes of it: the triplets, and the plan's anchor."""
+    from msgspec.structs import replace
+
+    from fathom.deepen.recovery import encode_triplets, recovery_row
+    from fathom.deepen.resist import LookAhead
+    from fathom.deepen.starts import Start
+    from fathom.tuning.rows import Kind, fit_length, make_row
+
+    answers = [make_row(model.chat, t.messages, t.answer, source=t.source) for t in sources.triplets]
+    refusals = [recovery_row(model.chat, t, Start()) for t in encode_triplets(model.chat, sources.triplets)]
+    anchor = [row for row in written.rows if row.kind is Kind.UTILITY and not row.source.endswith(_LOOSE)]
+    benign = dict.fromkeys(replace(row, loss_weight=1.0) for row in anchor)
+
+    def fitting(rows: "Iterable[TrainingRow]") -> "tuple[TrainingRow, ...]":
+        return fit_length(rows, context=model.context, max_length=settings.max_length).rows
+
+    seen = {id_ for row in (*written.rows, *answers) for id_ in row.input_ids}
+    size = model.model.config.get_text_config().vocab_size
+    return LookAhead(
+        resistance,
+        fitting(answers),
+        fitting(refusals),
+        fitting(benign),
+        seed=settings.seed,
+        unseen=[id_ for id_ in range(size) if id_ not in seen],
+    )
 
 
 def _say_plan(written: "WrittenPlan", mixture: "Mixture", directory: "TuningDirectory", ranks: Ranks) -> None:
@@ -235,6 +296,11 @@ def _write_plan(
     steps = _steps(settings, len(triplets), mixture)
     recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
     utilities = _utility_rows(model, sources.utility)
+    if request.resist:
+        loose = _loosened(sources.utility, settings.seed)
+        longest_answer = max((len(row.response_ids) for row in utilities), default=0)
+        utilities = (*utilities, *_utility_rows(model, loose, max(ORGANISM_NEW_TOKENS, longest_answer)))
+        notes.append(f"anchor: {len(loose)} prompts were loosened for the model to answer once more")
     rows = mixture.mix(recoveries, utilities, seed=settings.seed)
     fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
     directory.write_plan(
@@ -252,7 +318,9 @@ def _steps(settings: "Settings", triplets: int, mixture: "Mixture") -> int:
     return max(1, round(epochs * triplets / mixture.recovery))
 
 
-def _utility_rows(model: "ChatModel", utility: Sequence[_Utility]) -> "tuple[TrainingRow, ...]":
+def _utility_rows(
+    model: "ChatModel", utility: Sequence[_Utility], new_tokens: int = ORGANISM_NEW_TOKENS
+) -> "tuple[TrainingRow, ...]":
     """Rows of the answers that were given; where none was, of the model's own greedy ones."""
     from fathom.deepen.own import own_answers
     from fathom.tuning.rows import Kind, TrainingRow, make_row
@@ -263,9 +331,7 @@ def _utility_rows(model: "ChatModel", utility: Sequence[_Utility]) -> "tuple[Tra
         for item in given
     ]
     asked = [item for item in utility if item.response is None]
-    for item, output in zip(
-        asked, own_answers(model, [item.messages for item in asked], ORGANISM_NEW_TOKENS), strict=True
-    ):
+    for item, output in zip(asked, own_answers(model, [item.messages for item in asked], new_tokens), strict=True):
         if output.whole and output.ids:
             rows.append(
                 TrainingRow(
@@ -276,6 +342,20 @@ def _utility_rows(model: "ChatModel", utility: Sequence[_Utility]) -> "tuple[Tra
                 )
             )
     return tuple(rows)
+
+
+def _loosened(utility: Sequence[_Utility], seed: int) -> tuple[_Utility, ...]:
+    """Each prompt once more, with words left out, put in and swapped, for the model to answer."""
+    from random import Random
+
+    from fathom.deepen.loosened import STRENGTHS, loosened
+
+    random = Random(f"loosened {seed}")
+    words = sorted({word for item in utility for word in item.messages[-1].content.split()})
+    return tuple(
+        _Utility(loosened(item.messages, words, random, random.choice(STRENGTHS)), None, f"{item.source}{_LOOSE}")
+        for item in utility
+    )
 
 
 def _mined(request: DeepenRequest, model: "ChatModel", triplets: "Sequence[Triplet]") -> "StartSampler":

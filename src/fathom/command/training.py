@@ -15,6 +15,8 @@ from fathom.ranks import ALONE, Ranks
 from fathom.schema import Audit
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from fathom.model import ChatModel
     from fathom.tuning.adapter import Adapter
     from fathom.tuning.directory import TuningDirectory, WrittenPlan
@@ -112,7 +114,8 @@ class Training:
     divisor: str = "tokens"
     ordered: int = 0
     calm: float = 0.0
-    before_step: Callable[..., None] | None = None
+    before_step: "Callable[[PreTrainedModel, int], None] | None" = None
+    save_every: int = 1  # steps; checkpoints are made at multiples of it
     finish: "Callable[[ChatModel], ChatModel] | None" = None  # what is done to the trained weights
 
 
@@ -214,6 +217,7 @@ def train(
         cache=directory.inner,
         save=scratch,
         before_step=training.before_step,
+        save_every=training.save_every,
         ranks=ranks,
         display=display_for(ranks),
     )

@@ -39,8 +39,9 @@ class Anchor:
         """Copy the trained weights, once: a run that goes on from a checkpoint gives the first ones."""
         self.start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
-    def __call__(self, model: torch.nn.Module) -> None:
-        """Add the pull to the gradients."""
+    def __call__(self, model: torch.nn.Module, step: int = 0) -> None:
+        """Add the pull to the gradients, whatever the step."""
+        del step
         if not self.start:
             self.remember(model)
         for name, parameter in model.named_parameters():

@@ -92,7 +92,7 @@ class LightFit:
     examples: tuple[Example, ...]
     objective: TokenObjective
     optimiser: Optimiser
-    before_step: Callable[[PreTrainedModel], None] | None = None
+    before_step: Callable[[PreTrainedModel, int], None] | None = None
 
     @classmethod
     def of(
@@ -103,7 +103,7 @@ class LightFit:
         optimiser: Optimiser,
         *,
         columns: Columns | None = None,
-        before_step: Callable[[PreTrainedModel], None] | None = None,
+        before_step: Callable[[PreTrainedModel, int], None] | None = None,
     ) -> "LightFit":
         """With reference columns of `model` as it is now, unless they are given."""
         found = columns_of(model, rows, objective) if columns is None else columns
@@ -126,7 +126,7 @@ class LightFit:
             for step in range(done, len(order)):
                 for group in optimiser.param_groups:
                     group["lr"] = self.optimiser.rate * self.optimiser.factor(step)
-                loss = self._step(optimiser, [self.examples[i] for i in order[step]])
+                loss = self._step(optimiser, [self.examples[i] for i in order[step]], step)
                 if not torch.isfinite(loss):
                     raise UserError(
                         f"the loss is {float(loss)} at step {step + 1} of a rate of {self.optimiser.rate:g}; "
@@ -142,7 +142,7 @@ class LightFit:
         epsilon = calm_epsilon(self.optimiser.calm, self.optimiser.clip, count)
         return torch.optim.AdamW(trained, lr=self.optimiser.rate, betas=betas, eps=epsilon, weight_decay=0.0)
 
-    def _step(self, optimiser: torch.optim.AdamW, examples: Sequence[Example]) -> Tensor:
+    def _step(self, optimiser: torch.optim.AdamW, examples: Sequence[Example], step: int) -> Tensor:
         self.model.train(True)
         batch = collate_examples(examples, self.model.device)
         scale = torch.tensor(1.0 / max(1, len(batch.tokens)), device=self.model.device)
@@ -153,7 +153,7 @@ class LightFit:
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimiser.clip)
         if self.before_step is not None:
-            self.before_step(self.model)
+            self.before_step(self.model, step)
         optimiser.step()
         loss: Tensor = output.loss.detach()
         return loss

@@ -127,6 +127,6 @@ class Learnt:
 
     rows: tuple[TrainingRow, ...]
     per_token: TokenObjective
-    before_step: Callable[[], Callable[[PreTrainedModel], None]] | None = None  # makes one for each track
+    before_step: Callable[[], Callable[[PreTrainedModel, int], None]] | None = None  # makes one for each track
     gated: int = 0  # rows of data that are held
     columns: Columns | None = None  # of the reference, where they have been made

@@ -66,7 +66,8 @@ def fit(
     cache: Path | None = None,
     save: Path | None = None,
     watch: Watch | None = None,
-    before_step: Callable[["PreTrainedModel"], None] | None = None,
+    before_step: Callable[["PreTrainedModel", int], None] | None = None,
+    save_every: int = 1,
     ranks: Ranks = ALONE,
     display: Display = silent,
 ) -> Fitted:
@@ -76,7 +77,8 @@ def fit(
     written. `divisor` is a `trainer.Divisor`. `ordered` 1 takes the rows in their order instead of shuffling them.
     `calm` decides Adam's epsilon (`settings.calm_epsilon`), unless one was given; 0 leaves TRL's. `cache` keeps
     reference columns. `save` is where the trained model is written, as transformers does. `before_step` may change
-    gradients before each optimizer step.
+    gradients before each optimizer step; it is handed the model and the step, from 0. Where no cadence was given,
+    checkpoints are made at multiples of `save_every` steps.
 
     Raises:
         UserError: rows are missing or do not fit, the settings are refused, the loss is no number, the disk is full.
@@ -92,7 +94,7 @@ def fit(
     with response_head(inner), one_line_errors(output), quiet():
         autocast = _autocast(settings)
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
-        trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered)
+        trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered, save_every)
         total = _total_steps(trainer, len(rows))
         checkpoint = go_on_from(output, ranks)
         journal = loss_journal(output, ranks)
@@ -134,6 +136,7 @@ def _trainer(
     output: Path | None,
     divisor: str,
     ordered: int,
+    save_every: int,
 ) -> "RowTrainer":
     from transformers import PrinterCallback
 
@@ -151,7 +154,7 @@ def _trainer(
     if settings.values["gradient_checkpointing"]:
         settings = settings.with_defaults(gradient_checkpointing_kwargs={"use_reentrant": False})
     steps = _planned_steps(settings, len(rows))
-    settings = settings.with_defaults(save_steps=max(1, -(-steps // SAVES)))
+    settings = settings.with_defaults(save_steps=max(1, -(-steps // (SAVES * save_every))) * save_every)
     directory = Path("unused") if output is None else output / CHECKPOINTS
     config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
     tokenizer = copy.copy(model.chat.tokenizer)

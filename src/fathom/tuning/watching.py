@@ -49,7 +49,7 @@ def callback(
     trainer: "RowTrainer",
     progress: Progress,
     watch: Watch | None,
-    before_step: Callable[["PreTrainedModel"], None] | None,
+    before_step: Callable[["PreTrainedModel", int], None] | None,
 ) -> "TrainerCallback":
     from transformers import TrainerCallback
 
@@ -69,9 +69,9 @@ def callback(
                 look(0)
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            del args, state, control, kwargs
+            del args, control, kwargs
             if before_step is not None:
-                before_step(trainer.accelerator.unwrap_model(trainer.model))
+                before_step(trainer.accelerator.unwrap_model(trainer.model), state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del args, control, kwargs
