@@ -33,8 +33,8 @@ class Counted(Suffix):
 
     looks: list[int] = field(default_factory=list, compare=False, repr=False)
 
-    def _looked(self, state: State, *given) -> State:
-        after = super()._looked(state, *given)
+    def looked(self, state: State, *given) -> State:
+        after = super().looked(state, *given)
         self.looks.append(after.forward_tokens - state.forward_tokens)
         return after
 

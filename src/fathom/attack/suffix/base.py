@@ -1,0 +1,195 @@
+"""What every suffix search has in common: its options, its target, and the search that follows from both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar, NamedTuple
+
+import torch
+
+from fathom.attack.kinds import PreparedBehavior, Target, Victim, search_cost
+from fathom.attack.suffix.options import Allowed, Full, Halving, Options
+from fathom.attack.suffix.problem import Case, Problem, emphasised
+from fathom.attack.suffix.problem import Target as Wanted
+from fathom.attack.suffix.search import SuffixSearch
+from fathom.attack.suffix.state import State
+from fathom.attack.suffix.text import allowed_ids, place_suffix, start_ids, suffix_text
+from fathom.chat import ChatFormat
+from fathom.errors import UserError
+from fathom.model import ChatModel
+from fathom.scoring import Scorer
+
+__all__ = ["Suffixes", "TargetKind", "found_fields", "search_of", "shared_cost"]
+
+
+class TargetKind(StrEnum):
+    """What a suffix is to bring about."""
+
+    PREFIX = "prefix"  # the behavior's target ("Sure, here is …"); without one, the first tokens of its answer
+    EXTENDED = "extended"  # the prefix and `tokens` more of the answer
+    DEEP = "deep"  # the first `tokens` of the answer, weighted where this model would turn to a refusal
+
+
+@dataclass(frozen=True)
+class Suffixes:
+    """What every search has: nanoGCG's options by their names here (`Options`), and what the target is.
+
+    `first` and `keep` turn candidates away early (`Halving`); `keep` 0 scores all of them whole.
+    """
+
+    steps: int = 100
+    length: int = 20
+    start: str | None = None
+    width: int = 128
+    topk: int = 64
+    replace: int = 1
+    buffer: int = 0
+    merge: int = 4
+    first: int = 1
+    keep: int = 4
+    allowed: Allowed = Allowed.ASCII
+    target: TargetKind = TargetKind.PREFIX
+    tokens: int = 16
+    seed: int = 0
+    state: ClassVar[type[State]] = State
+
+    def __post_init__(self) -> None:
+        self._options()
+        if self.tokens < 1:
+            raise UserError(f"tokens is {self.tokens}; a target needs at least 1")
+
+    def _options(self) -> Options:
+        return Options(
+            steps=self.steps,
+            length=self.length,
+            start=self.start,
+            width=self.width,
+            topk=self.topk,
+            replace=self.replace,
+            buffer=self.buffer,
+            merge=self.merge,
+            allowed=self.allowed,
+            selection=Full() if self.keep == 0 else Halving(self.first, self.keep),
+            seed=self.seed,
+        )
+
+    def spent(self, state: State) -> int:
+        return state.forward_tokens
+
+    def step(self, state: State, target: Target, victim: Victim) -> State:
+        """One step of the search, and a look at the answer where it is due."""
+        search = search_of(self, target, victim)
+        state = search.step(state)
+        while all(state.best.reached) and state.active < len(search.problem.cases):
+            state = search.widen(state)
+        return self.looked(state, search, target, victim)
+
+    def init(self, target: Target, victim: Victim) -> State:
+        """The start of the suffix, scored."""
+        search = search_of(self, target, victim)
+        return self.looked(search.init(self._active(len(search.problem.cases))), search, target, victim)
+
+    def _active(self, cases: int) -> int:
+        return cases
+
+    def looked(self, state: State, search: SuffixSearch, target: Target, victim: Victim) -> State:
+        del search, target, victim
+        return state
+
+    def wanted(self, item: PreparedBehavior, model: ChatModel) -> Wanted:
+        """The response ids that the suffix is to bring about."""
+        behavior, chat = item.behavior, model.chat
+        prefix = () if behavior.target is None else chat.response_ids(behavior.messages, behavior.target)
+        answer = item.answer_ids if item.whole else ()
+        if self.target is TargetKind.PREFIX and prefix:
+            return Wanted(prefix)
+        longest = self.tokens + (len(prefix) if self.target is TargetKind.EXTENDED else 0)
+        ids = answer[:longest] if answer else prefix
+        if not ids:
+            raise UserError(
+                f"behavior {behavior.id} has neither a target nor an answer to bring about: give it a target, such as "
+                "'Sure, here is'"
+            )
+        if self.target is not TargetKind.DEEP:
+            return Wanted(ids)
+        return Wanted(ids, emphasised(_refusal_mass(model, item, ids)))
+
+    def _most_tokens(self, item: PreparedBehavior) -> int:
+        """Forward tokens of one case in all steps, if every candidate were scored whole."""
+        tail = 8 + max(self.tokens, 16)
+        return (self.steps + 1) * (self.width + self.merge + 1) * (self.length + tail) + len(item.prompt_ids)
+
+
+class _Latest(NamedTuple):
+    key: tuple[int, str, str]
+    search: SuffixSearch
+
+
+_latest: list[_Latest] = []  # the search that was stepped last: caches that the next step needs again, and no more
+
+
+def search_of(attack: Suffixes, target: Target, victim: Victim) -> SuffixSearch:
+    key = (id(victim.model), repr(attack), target.key)
+    if not _latest or _latest[0].key != key:
+        _latest[:] = [_Latest(key, _made(attack, target, victim.model))]
+    return _latest[0].search
+
+
+def _made(attack: Suffixes, target: Target, model: ChatModel) -> SuffixSearch:
+    """Everything of a search that follows from attack, target and model.
+
+    Raises:
+        UserError: a prompt leaves no room for suffix and target, or the start cannot be typed.
+    """
+    options = attack._options()
+    first = target.items[0].behavior.messages
+    if options.start is None:
+        allowed = allowed_ids(model.chat, Scorer.of(model).vocabulary, options.allowed)
+        start = start_ids(model.chat, first, allowed, options.length, options.seed)
+    else:
+        start = model.chat.tokenise(options.start)
+        if not start:
+            raise UserError(f"the start {options.start!r} of the suffix has no tokens to optimise: give one that has")
+    cases: list[Case] = []
+    for item in target.items:
+        behavior = item.behavior
+        cases.append(place_suffix(model.chat, behavior.id, behavior.messages, attack.wanted(item, model), start))
+    return SuffixSearch.of(model, Problem(tuple(cases)), options, start)
+
+
+@torch.inference_mode()
+def _refusal_mass(model: ChatModel, item: PreparedBehavior, ids: Sequence[int]) -> tuple[float, ...]:
+    """Before each of the ids, the probability of a token that opens a refusal of this request.
+
+    The openings are those of the model's own likeliest answers to the direct request and of the reference refusal; for
+    the mass of whole openings over many requests see `fathom.depth.recovery`.
+    """
+    openings: set[int] = set()
+    if item.behavior.refusal:
+        openings |= set(model.chat.response_ids(item.behavior.messages, item.behavior.refusal)[:1])
+    masses: list[float] = []
+    for logits in Scorer.of(model).response_logits(item.prompt_ids, ids):
+        probabilities = logits.columns(slice(0, logits.vocabulary)).softmax(1)
+        if not masses:
+            likely = probabilities[0].sort(descending=True)
+            covered = likely.values.cumsum(0) < 0.9  # the model's own openings of its direct answer
+            openings |= set(likely.indices[: int(covered.sum()) + 1][:64].tolist()) - {ids[0]}
+        masses += probabilities[:, sorted(openings)].sum(1).tolist()
+    return tuple(masses)
+
+
+def found_fields(chat: ChatFormat, state: State) -> Mapping[str, str | int | float | bool]:
+    return {
+        "suffix": suffix_text(chat, state.best.ids),
+        "loss": round(state.best.loss, 4),
+        "reached": all(state.best.reached),
+        "search_steps": state.step,
+    }
+
+
+def shared_cost(state: State, behaviors: int) -> Mapping[str, str | int | float | bool]:
+    return search_cost(
+        queries=state.queries / behaviors,
+        forward_tokens=state.forward_tokens / behaviors,
+        backward_tokens=state.backward_tokens / behaviors,
+    )
