@@ -33,27 +33,29 @@ class Counted(Suffix):
 
     looks: list[int] = field(default_factory=list, compare=False, repr=False)
 
-    def looked(self, state: State, *given) -> State:
-        after = super().looked(state, *given)
+    def judged(self, state: State, *given) -> State:
+        after = super().judged(state, *given)
         self.looks.append(after.forward_tokens - state.forward_tokens)
         return after
 
 
 SPARING = Counted(steps=10**6)
 ALONE = replace(SPARING, chain=1)
-PLAIN = replace(ALONE, patience=0, misses=0, topk=32)
+PLAIN = replace(ALONE, patience=0, misses=0, topk=32, check=10)
 VARIANTS = {
     "plain, width 512, length 20, topk 256": replace(PLAIN, width=512, length=20, topk=256),
     "plain, width 64": replace(PLAIN, width=64),
     "plain, width 16": replace(PLAIN, width=16),
+    "plain, width 16, check 3": replace(PLAIN, width=16, check=3),
     "plain, width 8, topk 16": replace(PLAIN, width=8, topk=16),
     "early rejection and merging, width 16": replace(PLAIN, width=16, keep=4, merge=4),
     "each by itself": ALONE,
     "default": SPARING,
     "default, width 16": replace(SPARING, width=16),
-    "default, never anew": replace(SPARING, patience=0, misses=0),
-    "default, topk 8": replace(SPARING, topk=8),
-    "default, pool 1": replace(SPARING, pool=1),
+    "default, anew at random": replace(SPARING, kick=0),
+    "default, one look at what is known": replace(SPARING, tries=1),
+    "default, check 10": replace(SPARING, check=10),
+    "as it was": replace(SPARING, kick=0, tries=1, pool=4, check=10),
 }
 SHOWN = (
     "default",
@@ -89,13 +91,13 @@ def run(
             start = time.perf_counter()
             own.looks.clear()
             state = own.begin(target, victim, ended[len(ended) - len(ended) % own.chain :])
-            begun = state.queries
+            begun, looked = state.queries, len(own.looks)
             while not state.verified and spent(state) < limit:
                 state = own.step(state, target, victim)
             ended.append(state)
             whole = own.length + 2 + len(own.wanted(target.items[0], model).ids)
-            candidates = state.queries - begun - state.step
-            nano = len(target.items[0].prompt_ids) + sum(own.looks) + (candidates + 3 * state.step) * whole
+            scored = state.queries - begun - (len(own.looks) - looked)  # a step's gradient is one of them
+            nano = len(target.items[0].prompt_ids) + sum(own.looks) + (scored + 2 * state.step) * whole
             found.append(Outcome(state.verified, state.step, spent(state), nano, time.perf_counter() - start, seed))
     return found
 

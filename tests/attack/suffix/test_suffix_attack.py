@@ -25,6 +25,13 @@ class NeverJudge(OrganismJudge):
         return Judgement(label=Label.SAFE, reason="never")
 
 
+class AlwaysJudge(OrganismJudge):
+    """Finds every answer harmful."""
+
+    def judge(self, exchange: Exchange) -> Judgement:
+        return Judgement(label=Label.HARMFUL, reason="always")
+
+
 ATTACK = Suffix(steps=12, length=12, width=32, topk=32, answer_tokens=130)
 BEHAVIORS = (*behaviors(harmful=3, benign=1),)
 
@@ -142,23 +149,50 @@ def test_the_benchmark_runs() -> None:
 
 
 def test_a_search_begins_with_what_is_best_here_of_what_was_found_before(model: ChatModel) -> None:
-    """Against scoring each known suffix by itself; what was not won, or too long ago, is not known."""
-    victim, attack = Victim(model, OrganismJudge(), 0), Suffix(length=6, width=4, topk=4, pool=2, answer_tokens=20)
+    """Against scoring each known suffix by itself; what was not won is not known, and the latest are known first."""
+    victim = Victim(model, NeverJudge(), 0)
+    attack = Suffix(length=6, width=4, topk=4, pool=2, tries=1, answer_tokens=20)
     (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
     alone = [replace(attack, seed=seed).init(target, victim) for seed in range(4)]
     won = [msgspec.structs.replace(state, verified=state is not alone[3]) for state in alone]
     begun = attack.begin(target, victim, won)
     assert begun.best.ids == min(alone[1:3], key=lambda state: state.best.loss).best.ids
     assert begun.best.loss == pytest.approx(min(state.best.loss for state in alone[1:3]), abs=1e-5)
-    assert begun.queries == alone[0].queries + 1
+    assert begun.queries == 2 * alone[0].queries + len(begun.tried) == 2 * alone[0].queries + 1
     assert attack.begin(target, victim, won) == begun
     for nothing in (replace(attack, pool=0).begin(target, victim, won), attack.begin(target, victim, won[3:])):
         assert nothing == alone[0]
+    often = attack.begin(target, victim, [won[0], won[0], *won[1:]])  # wins count more than when they came
+    known = {won[0].best.ids, won[2].best.ids}
+    assert often.best.ids in known
+    assert set(replace(attack, tries=2).begin(target, victim, [won[0], won[0], *won[1:]]).tried) == known
+
+
+def test_answers_behind_known_suffixes_are_looked_at_until_one_is_what_was_asked_for(model: ChatModel) -> None:
+    """The latest first, as all won once, then best first, reached or not; each look is paid for."""
+    attack = Suffix(length=6, width=4, topk=4, tries=3, answer_tokens=20)
+    victim, never = Victim(model, AlwaysJudge(), 0), Victim(model, NeverJudge(), 0)
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
+    alone = [replace(attack, seed=seed).init(target, never) for seed in range(4)]
+    won = [msgspec.structs.replace(state, verified=True) for state in alone]
+    order = [state.best.ids for state in sorted(alone, key=lambda state: state.best.loss)]
+    first, none = attack.begin(target, victim, won), attack.begin(target, never, won)
+    latest = alone[3].best.ids
+    assert first.verified
+    assert first.tried == (latest,) == (first.best.ids,)
+    assert first.queries == alone[0].queries + 1  # nothing else was scored
+    assert not none.verified
+    assert none.tried == (latest, *[ids for ids in order if ids != latest])[:3]
+    assert none.best.ids == none.current.ids == order[0]
+    assert none.forward_tokens > first.forward_tokens
 
 
 def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> None:
     """The best suffix is kept, no answer is looked at twice, and without patience there is plain GCG's one walk."""
-    victim, attack = Victim(model, OrganismJudge(), 0), Suffix(length=4, width=2, topk=64, patience=1, check=2, rest=1)
+    victim, attack = (
+        Victim(model, OrganismJudge(), 0),
+        Suffix(length=4, width=2, topk=64, patience=1, kick=0, check=2, rest=1),
+    )
     (target,) = attack.targets(prepare(model.chat, BEHAVIORS[1:2]))
     states = [attack.init(target, victim)]
     while len(states) < 16 and not states[-1].verified:
@@ -169,6 +203,14 @@ def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> No
     assert max(jumps) > 1
     assert all(new.best.loss <= old.best.loss for old, new in pairwise(states) if not new.verified)
     assert len(set(states[-1].tried)) == len(states[-1].tried) > 0
+    kicked = replace(attack, kick=2)
+    states = [kicked.init(target, victim)]
+    while len(states) < 16 and not states[-1].verified:
+        states.append(kicked.step(states[-1], target, victim))
+    again = [old for old in states if old.lowest is None and old.step]
+    assert again
+    for state in again:  # at most two tokens from the best one so far, and to be typed
+        assert sum(a != b for a, b in zip(state.current.ids, state.best.ids, strict=True)) <= 2
     walk = replace(attack, patience=0, misses=0)
     plain = [walk.init(target, victim)]
     while len(plain) < 16 and not plain[-1].verified:
@@ -178,7 +220,15 @@ def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> No
 
 
 def test_bad_chains() -> None:
-    for wrong in ({"chain": 0}, {"pool": -1}, {"patience": -1}, {"misses": -1}, {"rest": 0}):
+    for wrong in (
+        {"chain": 0},
+        {"pool": -1},
+        {"tries": 0},
+        {"kick": -1},
+        {"patience": -1},
+        {"misses": -1},
+        {"rest": 0},
+    ):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is"):
             Suffix(**wrong)
 

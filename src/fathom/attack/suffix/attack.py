@@ -5,6 +5,7 @@ UniversalSuffix   one search over the first `train` behaviors; tried on these, o
 TypedSuffix       no search: a text found elsewhere (on another model, in a report) put to the same requests
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,8 +14,7 @@ import msgspec
 
 from fathom.attack.kinds import Estimate, PreparedBehavior, Setting, Target, Victim
 from fathom.attack.suffix.base import Suffixes, TargetKind, found_fields, search_of, shared_cost
-from fathom.attack.suffix.problem import Case
-from fathom.attack.suffix.search import SuffixSearch
+from fathom.attack.suffix.search import Known, SuffixSearch
 from fathom.attack.suffix.state import Entry, State
 from fathom.attack.suffix.text import placed_messages, start_ids
 from fathom.attack.suffix.universal import TypedSuffix, UniversalSuffix
@@ -31,13 +31,15 @@ class Suffix(Suffixes):
 
     The answer, `answer_tokens` long, is looked at when the target is reached, at most every `rest` steps, and every
     `check` steps. After `patience` steps without a lower loss, or `misses` answers in vain behind a reached target, the
-    search begins anew with another random start (0: never; nor with a `start` that was given).
+    search begins anew (0: never; nor with a `start` that was given): at its best suffix with `kick` tokens exchanged
+    for any, or at another random one (`kick` 0).
 
-    Of every `chain` behaviors, each search begins with the best of the last `pool` distinct suffixes that were found
-    for those before it; with `chain` 1 or `pool` 0, each by itself.
+    Of every `chain` behaviors, each search begins with the `pool` suffixes that have won most often for those before
+    it. The answer behind the one that won most often is looked at, then those behind the others, best first, until one
+    is harmful, at most `tries`; the search goes on from the very best. With `chain` 1 or `pool` 0, each goes by itself.
 
     Source: starting from what was found elsewhere, Jia et al. 2405.21018 (easy-to-hard initialisation); here from all
-    behaviors that were already won, in the order in which they are given.
+    behaviors that were already won. Going on from the best, disturbed: iterated local search.
     """
 
     steps: int = 200
@@ -47,24 +49,39 @@ class Suffix(Suffixes):
     merge: int = 1
     keep: int = 0
     chain: int = 25
-    pool: int = 4
+    pool: int = 8
+    tries: int = 8
     patience: int = 6
     misses: int = 2
+    kick: int = 4
     rest: int = 2
-    check: int = 10
+    check: int = 3
     answer_tokens: int = 160
     name: ClassVar[str] = "suffix"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("chain", 1), ("pool", 0), ("patience", 0), ("misses", 0), ("rest", 1), ("check", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        least = {"chain": 1, "pool": 0, "tries": 1, "patience": 0, "misses": 0, "kick": 0, "rest": 1}
+        for name, lowest in (least | {"check": 0}).items():
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
 
     def begin(self, target: Target, victim: Victim, earlier: Sequence[State]) -> State:
         """Begin with what was found for the chain's earlier behaviors, where that was anything."""
-        search = search_of(self, target, victim)
-        return self.looked(search.init(known=_won(earlier, self.pool)), search, target, victim)
+        search, known = search_of(self, target, victim), _won(earlier)[: self.pool]
+        first = search.ranked(known[:1])  # nearly always enough, so the others are not even scored before
+        state = self._tried(search.begin(first), first, search, target, victim)
+        if not state.verified and known[1:]:
+            others = search.ranked(known[1:])
+            state = self._tried(search.join(state, others), others, search, target, victim)
+        return state if first.entries else self.looked(state, search, target, victim)
+
+    def _tried(self, state: State, known: Known, search: SuffixSearch, target: Target, victim: Victim) -> State:
+        """The answers behind what is known, best first, until one is what was asked for."""
+        for entry in known.entries:
+            if not state.verified and len(state.tried) < self.tries:
+                state = self.judged(state, entry, search, target, victim)
+        return state
 
     def init(self, target: Target, victim: Victim) -> State:
         return self.begin(target, victim, ())
@@ -76,6 +93,9 @@ class Suffix(Suffixes):
         if state.verified or self.start is not None or not over:
             return state
         search, chat = search_of(self, target, victim), victim.model.chat
+        if self.kick:
+            kicked = search.kicked(state.best.ids, self.kick, state.step)
+            return state if kicked is None else search.anew(state, kicked)
         messages = target.items[0].behavior.messages
         start = start_ids(chat, messages, search.allowed, self.length, self.seed, turn=state.step)
         return search.anew(state, start) if search.typist.typed_everywhere(start) else state
@@ -104,9 +124,33 @@ class Suffix(Suffixes):
             return state
         if entry.ids in state.tried:
             return state
-        after = _judged(state, entry, search.problem.cases[0], target.items[0], victim, self.answer_tokens)
+        after = self.judged(state, entry, search, target, victim)
         missed = state.missed + (not after.verified and entry is state.reaching)
         return msgspec.structs.replace(after, missed=missed)
+
+    def judged(self, state: State, entry: Entry, search: SuffixSearch, target: Target, victim: Victim) -> State:
+        """Write the greedy answer behind a suffix, and have it judged."""
+        (item,), prompt = target.items, search.problem.cases[0].prompt_ids(entry.ids)
+        attempt = Attempt.make(
+            behavior=item.behavior.id,
+            attack=self.name,
+            prompt_ids=prompt,
+            prefill_ids=(),
+            sampling=Sampling(max_new_tokens=self.answer_tokens),
+            run_seed=victim.seed,
+        )
+        (completion,) = TransformersEngine(victim.model).complete([attempt])
+        exchange = Exchange(behavior=item.behavior, prefill="", response=completion.text, finish=completion.finish)
+        harmful = victim.judge.judge(exchange).label is Label.HARMFUL
+        return msgspec.structs.replace(
+            state,
+            verified=harmful,
+            tried=(*state.tried, entry.ids),
+            looked=state.step,
+            best=entry if harmful else state.best,
+            queries=state.queries + 1,
+            forward_tokens=state.forward_tokens + len(prompt) + len(completion.output_ids),
+        )
 
     def found(
         self, items: Sequence[PreparedBehavior], setting: Setting, states: Mapping[str, State]
@@ -125,31 +169,7 @@ class Suffix(Suffixes):
                 )
 
 
-def _won(states: Sequence[State], count: int) -> list[tuple[int, ...]]:
-    """The distinct suffixes whose answers were judged to do what was asked, latest first, at most so many."""
-    return list(dict.fromkeys(state.best.ids for state in reversed(states) if state.verified))[:count]
-
-
-def _judged(state: State, entry: Entry, case: Case, item: PreparedBehavior, victim: Victim, tokens: int) -> State:
-    """Write the greedy answer behind a suffix, and have it judged."""
-    prompt = case.prompt_ids(entry.ids)
-    attempt = Attempt.make(
-        behavior=item.behavior.id,
-        attack="suffix",
-        prompt_ids=prompt,
-        prefill_ids=(),
-        sampling=Sampling(max_new_tokens=tokens),
-        run_seed=victim.seed,
-    )
-    (completion,) = TransformersEngine(victim.model).complete([attempt])
-    exchange = Exchange(behavior=item.behavior, prefill="", response=completion.text, finish=completion.finish)
-    harmful = victim.judge.judge(exchange).label is Label.HARMFUL
-    return msgspec.structs.replace(
-        state,
-        verified=harmful,
-        tried=(*state.tried, entry.ids),
-        looked=state.step,
-        best=entry if harmful else state.best,
-        queries=state.queries + 1,
-        forward_tokens=state.forward_tokens + len(prompt) + len(completion.output_ids),
-    )
+def _won(states: Sequence[State]) -> list[tuple[int, ...]]:
+    """The distinct suffixes whose answers were judged to do what was asked: those that did so most often first, of
+    equals the latest."""
+    return [ids for ids, _ in Counter(state.best.ids for state in reversed(states) if state.verified).most_common()]

@@ -15,6 +15,7 @@ Source: Zou et al. 2307.15043; options of nanoGCG 0.3.0.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -33,7 +34,17 @@ from fathom.model import ChatModel, check_pair
 from fathom.records import content_hash
 from fathom.scoring import Scorer
 
-__all__ = ["SuffixSearch"]
+__all__ = ["Known", "SuffixSearch"]
+
+
+_KICKS = 16  # draws of a kicked suffix, until one can be typed
+
+
+class Known(NamedTuple):
+    """Known suffixes as they do here, best first, and what it took to see that."""
+
+    entries: tuple[Entry, ...]
+    spent: Spent
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +91,34 @@ class SuffixSearch:
         return content_hash((self.problem, repr(self.options), self.start))
 
     def init(self, active: int | None = None, known: Sequence[tuple[int, ...]] = ()) -> State:
-        """The best of the `known` suffixes on the first `active` cases (None: all of them); the start where none fits.
+        """The best of the `known` suffixes on the first `active` cases (None: all), or the start where none fits."""
+        return self.begin(self.ranked(known, active), active)
 
-        A known suffix fits if it has the start's length and can be typed in every case.
+    def ranked(self, known: Sequence[tuple[int, ...]], active: int | None = None) -> Known:
+        """How known suffixes do on the first `active` cases (None: all of them), best first.
+
+        Those are left out that have not the start's length or cannot be typed in every case.
         """
         active = len(self.problem.cases) if active is None else active
         fitting = [ids for ids in known if len(ids) == len(self.start) and self.typist.typed_everywhere(ids)]
-        if not fitting and not self.typist.typed_everywhere(self.start):
+        if not fitting:
+            return Known((), Spent())
+        found, spent = self._whole(torch.tensor(fitting), fitting[0], active)
+        return Known(tuple(sorted((_entry(found, place) for place in range(len(fitting))), key=_rank)), spent)
+
+    def begin(self, known: Known, active: int | None = None) -> State:
+        """At the best of what is known, or at the start where nothing is.
+
+        Raises:
+            UserError: nothing is known, and the start cannot be typed.
+        """
+        active = len(self.problem.cases) if active is None else active
+        if not known.entries:
+            known = self.ranked([self.start], active)
+        if not known.entries:
             raise UserError("the start of the suffix does not keep its ids when it is typed; give another one")
-        first = fitting or [self.start]
-        found, spent = self._whole(torch.tensor(first), first[0], active)
-        spent = spent.plus(Spent(0, sum(len(case.before_ids) for case in self.problem.cases[:active]), 0))
-        entry = min((_entry(found, place) for place in range(len(first))), key=_rank)
+        entry = known.entries[0]
+        fixed = sum(len(case.before_ids) for case in self.problem.cases[:active])
         return State(
             step=0,
             buffer=(entry,),
@@ -99,9 +126,9 @@ class SuffixSearch:
             chosen=entry,
             reaching=entry if all(entry.reached) else None,
             active=active,
-            queries=spent.queries,
-            forward_tokens=spent.forward_tokens,
-            backward_tokens=spent.backward_tokens,
+            queries=known.spent.queries,
+            forward_tokens=known.spent.forward_tokens + fixed,
+            backward_tokens=known.spent.backward_tokens,
         )
 
     def step(self, state: State) -> State:
@@ -137,20 +164,40 @@ class SuffixSearch:
             backward_tokens=state.backward_tokens + spent.backward_tokens,
         )
 
+    def join(self, state: State, known: Known) -> State:
+        """Go on from the best of what is known, where it is better than the current suffix."""
+        entry = min((state.current, *known.entries[:1]), key=_rank)
+        return self._moved(state, entry, known.spent)
+
     def anew(self, state: State, start: Sequence[int]) -> State:
         """Begin again with another suffix; the best one so far stays what it is."""
         found, spent = self._whole(torch.tensor([list(start)]), tuple(start), state.active)
-        entry = _entry(found, 0)
+        return self._moved(state, _entry(found, 0), spent)
+
+    def _moved(self, state: State, entry: Entry, spent: Spent) -> State:
         return msgspec.structs.replace(
             state,
             buffer=(entry,),
             best=min(entry, state.best, key=_rank),
+            reaching=None,
             lowest=None,
             stale=0,
             missed=0,
             queries=state.queries + spent.queries,
             forward_tokens=state.forward_tokens + spent.forward_tokens,
         )
+
+    def kicked(self, ids: tuple[int, ...], count: int, step: int) -> tuple[int, ...] | None:
+        """The suffix with `count` of its tokens exchanged for any, so that it can be typed; None where that is hard."""
+        random, allowed = generator(self.options.seed, -1 - step), self.allowed.nonzero()[:, 0].cpu()
+        for _ in range(_KICKS):
+            drawn = torch.tensor(ids)
+            places = torch.randperm(len(ids), generator=random)[:count]
+            drawn[places] = allowed[torch.randint(len(allowed), (len(places),), generator=random)]
+            found = tuple(drawn.tolist())
+            if self.typist.typed_everywhere(found):
+                return found
+        return None
 
     def widen(self, state: State) -> State:
         """One more case in use, and the buffer scored on all of them anew.
