@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-import fathom.attack.suffix.evaluate as module
 import fathom.attack.suffix.feedforward as feedforward
+import fathom.attack.suffix.plain as plain
+import fathom.attack.suffix.sharing as sharing
 from fathom.attack.suffix.evaluate import PlainEvaluator, SharedEvaluator, evaluator
 from fathom.attack.suffix.objective import loss_of
 from fathom.attack.suffix.options import CrossEntropy, Mellowmax
@@ -163,6 +164,7 @@ def test_out_of_memory_lowers_the_width_and_says_so(way: type, monkeypatch: pyte
     found.gradient(suffix, CE)
     candidates = neighbours(suffix, 20)
     expected = found.scores(candidates).reading.nll
+    module = sharing if way is SharedEvaluator else plain
     read = module.read_targets
 
     def scarce(logits: object, targets: torch.Tensor) -> object:
@@ -190,7 +192,7 @@ def test_another_error_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(logits: object, targets: torch.Tensor) -> object:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(module, "read_targets", broken)
+    monkeypatch.setattr(sharing, "read_targets", broken)
     with pytest.raises(RuntimeError, match="no such kernel"):
         found.scores(neighbours(random_ids(6, seed=2), 3))
 
