@@ -149,7 +149,7 @@ def test_the_benchmark_runs() -> None:
 
 
 def test_a_search_begins_with_what_is_best_here_of_what_was_found_before(model: ChatModel) -> None:
-    """Against scoring each known suffix by itself; what was not won is not known, and the latest are known first."""
+    """Against scoring each known suffix by itself; what was not won, or too long ago, is not known."""
     victim = Victim(model, NeverJudge(), 0)
     attack = Suffix(length=6, width=4, topk=4, pool=2, tries=1, answer_tokens=20)
     (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
@@ -158,33 +158,29 @@ def test_a_search_begins_with_what_is_best_here_of_what_was_found_before(model: 
     begun = attack.begin(target, victim, won)
     assert begun.best.ids == min(alone[1:3], key=lambda state: state.best.loss).best.ids
     assert begun.best.loss == pytest.approx(min(state.best.loss for state in alone[1:3]), abs=1e-5)
-    assert begun.queries == 2 * alone[0].queries + len(begun.tried) == 2 * alone[0].queries + 1
+    assert begun.queries == alone[0].queries + 1 + len(begun.tried) == alone[0].queries + 2
     assert attack.begin(target, victim, won) == begun
     for nothing in (replace(attack, pool=0).begin(target, victim, won), attack.begin(target, victim, won[3:])):
         assert nothing == alone[0]
-    often = attack.begin(target, victim, [won[0], won[0], *won[1:]])  # wins count more than when they came
-    known = {won[0].best.ids, won[2].best.ids}
-    assert often.best.ids in known
-    assert set(replace(attack, tries=2).begin(target, victim, [won[0], won[0], *won[1:]]).tried) == known
 
 
 def test_answers_behind_known_suffixes_are_looked_at_until_one_is_what_was_asked_for(model: ChatModel) -> None:
-    """The latest first, as all won once, then best first, reached or not; each look is paid for."""
+    """Best first, four at a time, whether or not they reach the target; what comes later is not even scored."""
     attack = Suffix(length=6, width=4, topk=4, tries=3, answer_tokens=20)
     victim, never = Victim(model, AlwaysJudge(), 0), Victim(model, NeverJudge(), 0)
     (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
-    alone = [replace(attack, seed=seed).init(target, never) for seed in range(4)]
+    alone = [replace(attack, seed=seed).init(target, never) for seed in range(6)]
     won = [msgspec.structs.replace(state, verified=True) for state in alone]
-    order = [state.best.ids for state in sorted(alone, key=lambda state: state.best.loss)]
+    latest = [state.best.ids for state in sorted(alone[2:], key=lambda state: state.best.loss)]
     first, none = attack.begin(target, victim, won), attack.begin(target, never, won)
-    latest = alone[3].best.ids
     assert first.verified
-    assert first.tried == (latest,) == (first.best.ids,)
-    assert first.queries == alone[0].queries + 1  # nothing else was scored
+    assert first.tried == (first.best.ids,) == (latest[0],)
+    assert first.queries == alone[0].queries + 3 + 1
     assert not none.verified
-    assert none.tried == (latest, *[ids for ids in order if ids != latest])[:3]
-    assert none.best.ids == none.current.ids == order[0]
-    assert none.forward_tokens > first.forward_tokens
+    assert none.tried == tuple(latest[:3])
+    assert none.best.ids == none.current.ids == min(alone, key=lambda state: state.best.loss).best.ids
+    every = replace(attack, tries=9).begin(target, never, won)
+    assert set(every.tried) == {state.best.ids for state in alone}
 
 
 def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> None:

@@ -5,7 +5,6 @@ UniversalSuffix   one search over the first `train` behaviors; tried on these, o
 TypedSuffix       no search: a text found elsewhere (on another model, in a report) put to the same requests
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,6 +23,8 @@ from fathom.records import Attempt, Exchange, Label, Sampling
 
 __all__ = ["Suffix", "TargetKind", "TypedSuffix", "UniversalSuffix"]
 
+_GROUP = 4
+
 
 @dataclass(frozen=True)
 class Suffix(Suffixes):
@@ -34,9 +35,9 @@ class Suffix(Suffixes):
     search begins anew (0: never; nor with a `start` that was given): at its best suffix with `kick` tokens exchanged
     for any, or at another random one (`kick` 0).
 
-    Of every `chain` behaviors, each search begins with the `pool` suffixes that have won most often for those before
-    it. The answer behind the one that won most often is looked at, then those behind the others, best first, until one
-    is harmful, at most `tries`; the search goes on from the very best. With `chain` 1 or `pool` 0, each goes by itself.
+    Of every `chain` behaviors, each search begins with the last `pool` distinct suffixes that were found for those
+    before it. The answers behind at most `tries` of them are looked at, best first among four at a time, until one is
+    harmful; else the search goes on from the very best. With `chain` 1 or `pool` 0, each goes by itself.
 
     Source: starting from what was found elsewhere, Jia et al. 2405.21018 (easy-to-hard initialisation); here from all
     behaviors that were already won. Going on from the best, disturbed: iterated local search.
@@ -68,13 +69,16 @@ class Suffix(Suffixes):
 
     def begin(self, target: Target, victim: Victim, earlier: Sequence[State]) -> State:
         """Begin with what was found for the chain's earlier behaviors, where that was anything."""
-        search, known = search_of(self, target, victim), _won(earlier)[: self.pool]
-        first = search.ranked(known[:1])  # nearly always enough, so the others are not even scored before
-        state = self._tried(search.begin(first), first, search, target, victim)
-        if not state.verified and known[1:]:
-            others = search.ranked(known[1:])
-            state = self._tried(search.join(state, others), others, search, target, victim)
-        return state if first.entries else self.looked(state, search, target, victim)
+        search = search_of(self, target, victim)
+        state: State | None = None
+        for group in _groups(_won(earlier, self.pool)):
+            known = search.ranked(group)
+            if known.entries:
+                state = search.begin(known) if state is None else search.join(state, known)
+                state = self._tried(state, known, search, target, victim)
+                if state.verified:
+                    return state
+        return self.looked(search.init(), search, target, victim) if state is None else state
 
     def _tried(self, state: State, known: Known, search: SuffixSearch, target: Target, victim: Victim) -> State:
         """The answers behind what is known, best first, until one is what was asked for."""
@@ -169,7 +173,12 @@ class Suffix(Suffixes):
                 )
 
 
-def _won(states: Sequence[State]) -> list[tuple[int, ...]]:
-    """The distinct suffixes whose answers were judged to do what was asked: those that did so most often first, of
-    equals the latest."""
-    return [ids for ids, _ in Counter(state.best.ids for state in reversed(states) if state.verified).most_common()]
+def _won(states: Sequence[State], count: int) -> list[tuple[int, ...]]:
+    """The distinct suffixes whose answers were judged to do what was asked, latest first, at most so many."""
+    return list(dict.fromkeys(state.best.ids for state in reversed(states) if state.verified))[:count]
+
+
+def _groups(known: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Those of a group are scored before any answer is looked at."""
+    for start in range(0, len(known), _GROUP):
+        yield known[start : start + _GROUP]
