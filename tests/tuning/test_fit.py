@@ -69,6 +69,23 @@ def close(first: Tensor, second: Tensor, start: Tensor, tolerance: float = 2e-3)
     assert (first - second).norm() < tolerance * (first - start).norm()
 
 
+def test_special_ids_of_the_configuration_stay_what_they_were(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path
+) -> None:
+    """Trainers write the tokenizer's over them: padding that has no embedding makes a model that cannot be loaded."""
+    from transformers import AutoConfig
+
+    asked = fresh(model)
+    asked.model.config.pad_token_id = None
+    asked.model.generation_config.eos_token_id = [1, 5]
+    asked.model.generation_config.pad_token_id = None
+    fit(asked, rows, PlainNll(), settings(max_steps=1, save_steps=1), output=tmp_path, save=tmp_path / "saved")
+    for place in (tmp_path / "saved", tmp_path / "checkpoints" / "checkpoint-1"):
+        assert AutoConfig.from_pretrained(place).pad_token_id is None
+    assert asked.model.generation_config.eos_token_id == [1, 5]
+    assert asked.model.generation_config.pad_token_id is None
+
+
 def test_four_rows_twice_are_eight_rows(model: ChatModel, rows: list[TrainingRow]) -> None:
     whole = trained(model, rows, PlainNll())
     halves = trained(model, rows, PlainNll(), per_device_train_batch_size=4, gradient_accumulation_steps=2)

@@ -21,6 +21,7 @@ LOADING_ERRORS = (
     KeyError,
     TypeError,
     AttributeError,
+    AssertionError,
     ImportError,
     SafetensorError,
     hub_errors.StrictDataclassError,

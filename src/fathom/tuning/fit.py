@@ -30,7 +30,7 @@ from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import reference_columns
 from fathom.tuning.rows import TrainingRow
 from fathom.tuning.settings import Settings, calm_epsilon
-from fathom.tuning.watching import Progress, Watch, callback
+from fathom.tuning.watching import Progress, Watch, callback, keeper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,12 +94,14 @@ def fit(
     with response_head(inner), one_line_errors(output), quiet():
         autocast = _autocast(settings)
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
+        kept = keeper(inner)
         trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered, save_every)
         total = _total_steps(trainer, len(rows))
         checkpoint = go_on_from(output, ranks)
         journal = loss_journal(output, ranks)
         with display("fine-tuning", total) as shown, journal or nullcontext():
             progress = Progress(shown, journal)
+            trainer.add_callback(kept)
             trainer.add_callback(callback(trainer, progress, watch, before_step))
             if checkpoint is not None:
                 shown.advance(step_of(checkpoint))
@@ -108,15 +110,15 @@ def fit(
             trainer.save_model(str(save))  # gathers what several processes hold
     inner.__dict__.pop("forward", None)  # TRL's own fused head, which stays on otherwise
     losses = tuple(progress.losses) if output is None else read_losses(output)
-    kept = None
+    path = None
     if adapter is not None:
         with quiet():
-            kept = save_adapter(trainable, output, ranks)
+            path = save_adapter(trainable, output, ranks)
             inner = trainable.merge_and_unload()  # type: ignore[operator]
             if save is not None and ranks.first:
                 inner.save_pretrained(save)
     inner.train(False)
-    return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, kept)
+    return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, path)
 
 
 def _calmed(settings: Settings, trainable: "PreTrainedModel", calm: float) -> Settings:

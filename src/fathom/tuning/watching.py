@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fathom.tuning.trainer import RowTrainer
 
-__all__ = ["Progress", "Watch", "callback"]
+__all__ = ["Progress", "Watch", "callback", "keeper"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,26 @@ class Progress:
         self.shown.describe(f"fine-tuning, loss {record.loss:.4f}")
         if self.journal is not None:
             self.journal.append([record])
+
+
+def keeper(model: "PreTrainedModel") -> "TrainerCallback":
+    """Puts back the special ids of a model's configuration before the first step and the first checkpoint.
+
+    Trainers overwrite them with the tokenizer's, whose padding may even have no embedding; rows end as they are made.
+    """
+    from transformers import TrainerCallback
+
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    configs = [config for config in (model.config.get_text_config(), model.generation_config) if config is not None]
+    kept = [(config, name, getattr(config, name, None)) for config in configs for name in names]
+
+    class Keeper(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, state, control, kwargs
+            for config, name, value in kept:
+                setattr(config, name, value)
+
+    return Keeper()
 
 
 def callback(
