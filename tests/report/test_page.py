@@ -312,6 +312,17 @@ def test_an_answer_that_began_with_nothing_is_counted_once() -> None:
     assert "prefill and continuation" not in depth
 
 
+def test_runs_of_the_direct_request_alone_are_compared_without_charts_of_depth(tmp_path: Path) -> None:
+    direct = synthetic.report_data(dataclasses.replace(SMALL, depths=(0,)))
+    html = render_comparison(
+        pair_runs(synthetic.write_run(direct, tmp_path / "a"), synthetic.write_run(direct, tmp_path / "b"))
+    )
+    assert "How often the direct request succeeds" in html
+    assert "prefill and continuation" not in html
+    assert 'data-chart="asr"' not in html
+    assert "1 depth," in html
+
+
 def test_specifications_are_valid(pages: dict[str, str]) -> None:
     for _, parsed in each(pages):
         for spec in json.loads(parsed.scripts["specs"]).values():

@@ -50,7 +50,7 @@ def _pack(pairs: Sequence[tuple[Sample, Sample]], names: Sequence[str]) -> Packe
 def _charts(comparison: Comparison, names: Sequence[str]) -> dict[str, object]:
     specs: dict[str, object] = {}
     strands = contrast.strands(comparison)
-    if strands:
+    if strands and len(strands[0].rows) > 1:
         specs["asr"] = _asr_chart(strands[0], names)
         specs["difference"] = _difference_chart([strand for strand in strands if strand.counted == "continuation"])
     if comparison.divergence:

@@ -36,7 +36,10 @@ class Strand(NamedTuple):
 
 
 def strands(comparison: Comparison) -> tuple[Strand, ...]:
-    """The sweep, one strand a temperature and a way of counting: continuation before all, greedy first."""
+    """The sweep, one strand a temperature and a way of counting: continuation before all, greedy first.
+
+    Where nothing is given at any depth, the whole answer is the continuation, and is counted once.
+    """
     found: dict[tuple[bool, float], list[AttackDifference]] = {}
     for row in comparison.attacks:
         if _in_sweep(row):
@@ -44,6 +47,7 @@ def strands(comparison: Comparison) -> tuple[Strand, ...]:
     return tuple(
         Strand(key[1], rows[0].counted, tuple(sorted(rows, key=lambda row: row.prefill_tokens or 0)))
         for key, rows in sorted(found.items())
+        if rows[0].counted is Counted.CONTINUATION or any(row.prefill_tokens for row in rows)
     )
 
 
