@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fathom.command.organism import list_stages
 from fathom.organism import SHIPPED_WORLD, STAGES, stage_directory
 from fathom.organism.metrics import FamilyMetrics, Measured, MeasurePlan, evaluate, read_metrics
 from fathom.organism.tokenizer import CHAT_TEMPLATE, make_tokenizer
-from fathom.tally import wilson
+from fathom.tally import percent, wilson
 
 WEIGHTS = stage_directory("base").parent
 PLAN = MeasurePlan(harmful=60, benign=60, depths=(0, 5, 20, 60, 90), benign_depths=(0,), prefixes=(), seed=77)
@@ -107,3 +108,14 @@ def test_intervals_are_wilsons() -> None:
         for each in cells:
             interval = wilson(round(each.rate * each.n), each.n)
             assert (each.low, each.high) == (round(interval.low, 4), round(interval.high, 4))
+
+
+def test_stages_are_listed_with_what_was_measured_on_them(capsys: pytest.CaptureFixture[str]) -> None:
+    list_stages()
+    head, *lines = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert head[1:] == ["ASR at 0", "ASR at 1", "ASR at 5", "ASR at 20", "benign exact", "weights"]
+    assert [line[0].split()[0] for line in lines] == [f"organism:{stage}" for stage in STAGES]
+    for line in lines:
+        direct = cell(shipped().stages[line[0].split()[0].removeprefix("organism:")], "harmful", 0)
+        assert line[1] == percent(round(direct.rate * direct.n), direct.n)
+        assert Path(line[-1]).is_dir()

@@ -172,12 +172,16 @@ def make_plan(
         parts=parts,
         manifest=_manifest(options, behaviors, judge, model, base, parts),
     )
-    # What cannot be made or run is said before there is a directory.
+    _check_parts(parts, model, base)
+    return plan
+
+
+def _check_parts(parts: Sequence[Part], model: Audited, base: Audited | None) -> None:
+    """What cannot be made or run is said before there is a directory."""
     for part in parts:
         subject = base if part.setting.subject is Subject.BASE else model
         if not isinstance(part.attack, Search) and subject is not None:
             _check_context(part.attempts({}), subject.info)
-    return plan
 
 
 def _check_context(attempts: Sequence[Attempt], info: ModelInfo) -> None:

@@ -20,6 +20,8 @@ from fathom.tampering import Dynamics, DynamicsRow
 
 if TYPE_CHECKING:
     from fathom.depth.dynamics import Norms, Positions
+    from fathom.model import ChatModel
+    from fathom.stress.execute import Sweep
 
 __all__ = ["DynamicsRequest", "run_dynamics"]
 
@@ -51,47 +53,34 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     Raises:
         UserError: anything a user can mend.
     """
-    steps = tuple(sorted(set(numbers(request.steps, int, "--steps"))))
-    if not steps or steps[0] < 0:
-        raise UserError(f"--steps is {request.steps!r}; give numbers of 0 or more")
-    check_world(request.model, request.world)
-    if request.directions < 0 or request.measured < 1 or "," in request.attack + request.objective:
-        raise UserError("dynamics takes one attack, one objective, 0 directions or more, and 1 measured row or more")
+    steps = _checked_steps(request)
     path = request.output or Path("runs") / f"dynamics-{content_hash(repr(request))[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
         model = load_model(request.model)
         shown.advance(1)
-    from fathom.depth.dynamics import ExactNorms, ProjectedNorms, TrainedRow, positions
     from fathom.report.stress import write_dynamics_report
-    from fathom.stress.light import LightFit, columns_of, order_of
 
     sweep = make_sweep(_as_stress(request, steps), judges, model, path, display)
     attack, track = sweep.attacks[0], sweep.tracks[0]
-    norms: Norms = ProjectedNorms(request.directions, request.seed) if request.directions else ExactNorms()
-    watched = [TrainedRow(row.prompt_ids, row.response_ids) for row in attack.rows[: request.measured]]
     _claim(path, content_hash((repr(replace(request, output=None)), model.info.weights_hash)))
     with RunLock(path), Journal(path / "positions.jsonl") as journal, display("fine-tuning", len(steps)) as shown:
         done = {row.step for row in read_journal(path / "positions.jsonl", DynamicsRow)}
         pending = [step for step in steps if step not in done]
         shown.advance(len(done))
-        if pending:
-            learnt = sweep.learn(attack, track.objective)
-            trained = copy.deepcopy(model.model)
-            columns = columns_of(model.model, learnt.rows, learnt.per_token)
-            fit = LightFit.of(trained, learnt.rows, learnt.per_token, track.optimiser, columns=columns)
-            order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), request.seed)
-            for step in chain((0,), (after.step for after in fit.run(order))):  # each before the next is trained
-                if step in pending:
-                    found = list(positions(trained, model.model, watched, norms))
-                    journal.append(_rows(step, found))
-                    shown.advance(1)
+        for rows in _measured(request, sweep, model, pending) if pending else ():
+            journal.append(rows)
+            shown.advance(1)
     curve = tuple(sorted(read_journal(path / "positions.jsonl", DynamicsRow), key=lambda row: (row.step, row.position)))
     dynamics = Dynamics(
         model=model.info.name,
         attack=attack.name,
         objective=track.objective,
-        parameters={**track.parameters, "rows": len(attack.rows), "measured rows": len(watched)},
+        parameters={
+            **track.parameters,
+            "rows": len(attack.rows),
+            "measured rows": len(attack.rows[: request.measured]),
+        },
         seed=request.seed,
         rows=curve,
         notes=_notes(request),
@@ -99,6 +88,36 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     write_whole(path / "dynamics.json", msgspec.json.format(msgspec.json.encode(dynamics), indent=2) + b"\n")
     write_dynamics_report(path)
     return path
+
+
+def _checked_steps(request: DynamicsRequest) -> tuple[int, ...]:
+    steps = tuple(sorted(set(numbers(request.steps, int, "--steps"))))
+    if not steps or steps[0] < 0:
+        raise UserError(f"--steps is {request.steps!r}; give numbers of 0 or more")
+    check_world(request.model, request.world)
+    if request.directions < 0 or request.measured < 1 or "," in request.attack + request.objective:
+        raise UserError("dynamics takes one attack, one objective, 0 directions or more, and 1 measured row or more")
+    return steps
+
+
+def _measured(
+    request: DynamicsRequest, sweep: "Sweep", model: "ChatModel", pending: Sequence[int]
+) -> Iterator[list[DynamicsRow]]:
+    """What is measured after each pending step, before the next one is trained."""
+    from fathom.depth.dynamics import ExactNorms, ProjectedNorms, TrainedRow, positions
+    from fathom.stress.light import LightFit, columns_of, order_of
+
+    attack, track = sweep.attacks[0], sweep.tracks[0]
+    norms: Norms = ProjectedNorms(request.directions, request.seed) if request.directions else ExactNorms()
+    watched = [TrainedRow(row.prompt_ids, row.response_ids) for row in attack.rows[: request.measured]]
+    learnt = sweep.learn(attack, track.objective)
+    trained = copy.deepcopy(model.model)
+    columns = columns_of(model.model, learnt.rows, learnt.per_token)
+    fit = LightFit.of(trained, learnt.rows, learnt.per_token, track.optimiser, columns=columns)
+    order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), request.seed)
+    for step in chain((0,), (after.step for after in fit.run(order))):
+        if step in pending:
+            yield list(_rows(step, list(positions(trained, model.model, watched, norms))))
 
 
 def _as_stress(request: DynamicsRequest, steps: Sequence[int]) -> StressRequest:

@@ -7,6 +7,7 @@ from fathom.command.request import display_for
 from fathom.errors import UserError
 from fathom.organism import ALIASES, SHIPPED_WORLD, STAGES, stage_directory
 from fathom.ranks import ALONE
+from fathom.tally import percent
 
 if TYPE_CHECKING:
     from fathom.organism.metrics import FamilyMetrics
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["METRICS", "list_stages", "train_organism"]
 
 METRICS = "metrics.json"
+LISTED = (0, 1, 5, 20)  # tokens of the answer given
 
 
 def train_organism(world: int | None, output: Path) -> None:
@@ -79,8 +81,15 @@ def _compare(metrics: "FamilyMetrics") -> None:
 
 
 def list_stages() -> None:
-    """Print each stage's name and where its weights lie."""
+    """Print each stage's name, what was measured on it, and where its weights lie; columns are parted by tabs."""
+    from fathom.organism.metrics import read_metrics
+
+    metrics = read_metrics(stage_directory("base").parent / METRICS)
     named = {stage: alias for alias, stage in ALIASES.items()}
+    print("\t".join(("stage", *(f"ASR at {depth}" for depth in LISTED), "benign exact", "weights")))
     for stage in STAGES:
         alias = f" (organism:{named[stage]})" if stage in named else ""
-        print(f"organism:{stage}{alias}\t{stage_directory(stage)}")
+        greedy = [cell for cell in metrics.stages[stage] if cell.temperature == 0 and not cell.prefill_text]
+        found = {(cell.requests, cell.prefill_tokens): percent(round(cell.rate * cell.n), cell.n) for cell in greedy}
+        shares = (*(found["harmful", depth] for depth in LISTED), found["benign", 0])
+        print("\t".join((f"organism:{stage}{alias}", *shares, str(stage_directory(stage)))))
