@@ -16,8 +16,26 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["Effort", "Figure", "Goal", "Memory", "Timed", "environment", "peak_memory", "show", "table", "timings"]
+from fathom.schema import ModelInfo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Effort",
+    "Figure",
+    "Goal",
+    "Memory",
+    "Timed",
+    "environment",
+    "info_of",
+    "peak_memory",
+    "show",
+    "table",
+    "timings",
+]
 
 
 class Effort(StrEnum):
@@ -55,6 +73,25 @@ class Figure:
     def cells(self) -> tuple[str, ...]:
         goal = "" if self.goal is None else f"{self.goal} {_number(self.target)} {self.unit}"
         return self.name, self.baseline, self.ours, f"{_number(self.value)} {self.unit}", goal, self.reached
+
+
+def info_of(model: "PreTrainedModel", context: int | None) -> ModelInfo:
+    """What a model of random weights is, as far as a benchmark needs to say."""
+    return ModelInfo(
+        name="random",
+        revision=None,
+        adapter=None,
+        architecture=type(model).__name__,
+        parameters=model.num_parameters(),
+        dtype="float32",
+        quantisation=None,
+        weights_hash="",
+        tokenizer_hash="",
+        template_hash=None,
+        template_source="plain",
+        vocabulary=model.config.vocab_size,
+        context=context,
+    )
 
 
 def table(figures: Iterable[Figure]) -> str:

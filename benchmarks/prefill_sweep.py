@@ -22,7 +22,6 @@ from fathom.chat import ChatFormat
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.records import Attempt, Sampling
-from fathom.schema import ModelInfo
 
 Key = tuple[int, int]  # prompt, depth
 BATCH = 16  # of `generate`, as the paper's code has it
@@ -149,22 +148,7 @@ def run_engine(model: LlamaForCausalLM, shape: Shape) -> dict[Key, tuple[int, ..
 
 
 def as_chat_model(model: LlamaForCausalLM) -> ChatModel:
-    info = ModelInfo(
-        name="random",
-        revision=None,
-        adapter=None,
-        architecture=type(model).__name__,
-        parameters=model.num_parameters(),
-        dtype="float32",
-        quantisation=None,
-        weights_hash="",
-        tokenizer_hash="",
-        template_hash=None,
-        template_source="plain",
-        vocabulary=model.config.vocab_size,
-        context=model.config.max_position_embeddings,
-    )
-    return ChatModel(model=model, chat=NoText(), info=info)
+    return ChatModel(model=model, chat=NoText(), info=common.info_of(model, model.config.max_position_embeddings))
 
 
 RUNS = {"generate, padded batches of 16": run_generate, "fathom": run_engine}

@@ -15,13 +15,12 @@ from functools import partial
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import Effort, Figure, Goal, environment, show, table, timings
+from common import Effort, Figure, Goal, environment, info_of, show, table, timings
 from fathom.chat import ChatFormat
 from fathom.depth.recovery import refusal_set
 from fathom.depth.tree import Context, OpeningTree, TreeReader
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import behaviors, stage_directory
-from fathom.schema import ModelInfo
 
 DEPTHS = tuple(range(41))
 
@@ -37,22 +36,7 @@ def random_model() -> ChatModel:
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config).eval()
-    info = ModelInfo(
-        name="random",
-        revision=None,
-        adapter=None,
-        architecture="LlamaForCausalLM",
-        parameters=model.num_parameters(),
-        dtype="float32",
-        quantisation=None,
-        weights_hash="",
-        tokenizer_hash="",
-        template_hash=None,
-        template_source="plain",
-        vocabulary=config.vocab_size,
-        context=None,
-    )
-    return ChatModel(model=model, chat=ChatFormat(None, None, "plain", frozenset()), info=info)
+    return ChatModel(model=model, chat=ChatFormat(None, None, "plain", frozenset()), info=info_of(model, None))
 
 
 def random_context() -> Context:

@@ -12,23 +12,10 @@ from hypothesis import strategies as st
 from fathom.errors import UserError
 from fathom.records import Behavior, Message, Sampling, content_hash, encode_line
 from fathom.run import Journal, Run, RunLock, read_journal, write_whole
-from fathom.schema import BehaviorsInfo, Manifest, ModelInfo
+from fathom.schema import BehaviorsInfo, Manifest
+from model_infos import model_info
 
-MODEL = ModelInfo(
-    name="m",
-    revision=None,
-    adapter=None,
-    architecture="A",
-    parameters=1,
-    dtype="float32",
-    quantisation=None,
-    weights_hash="w",
-    tokenizer_hash="t",
-    template_hash=None,
-    template_source="plain",
-    vocabulary=2,
-    context=None,
-)
+MODEL = model_info(vocabulary=2)
 
 
 def manifest(**configuration: object) -> Manifest:

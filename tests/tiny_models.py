@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fathom.chat import ChatFormat
 from fathom.model import ChatModel
-from fathom.schema import ModelInfo
+from model_infos import model_info
 
 VOCABULARY = 97
 WINDOW = 8  # of sliding attention: shorter than any sequence under test
@@ -60,20 +60,9 @@ def tiny(family: str = "llama", *, seed: int = 0, vocabulary: int = VOCABULARY, 
 
 
 def wrap(model: torch.nn.Module, vocabulary: int = VOCABULARY, context: int | None = 256) -> ChatModel:
-    info = ModelInfo(
-        name="tiny",
-        revision=None,
-        adapter=None,
-        architecture=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype="float32",
-        quantisation=None,
-        weights_hash="",
-        tokenizer_hash="",
-        template_hash=None,
-        template_source="plain",
-        vocabulary=vocabulary,
-        context=context,
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    info = model_info(
+        name="tiny", architecture=type(model).__name__, parameters=parameters, vocabulary=vocabulary, context=context
     )
     return ChatModel(model=model, chat=cast(ChatFormat, None), info=info)
 

@@ -15,22 +15,9 @@ from fathom.model import LoadOptions, load_chat
 from fathom.organism import OrganismJudge, behaviors, stage_directory
 from fathom.records import Behavior, Message, Subject
 from fathom.schema import ModelInfo, SkippedRow
+from model_infos import model_info
 
-INFO = ModelInfo(
-    name="m",
-    revision=None,
-    adapter=None,
-    architecture="A",
-    parameters=1,
-    dtype="float32",
-    quantisation=None,
-    weights_hash="w",
-    tokenizer_hash="t",
-    template_hash="c",
-    template_source="model",
-    vocabulary=500,
-    context=1024,
-)
+INFO = model_info(template_hash="c", template_source="model", context=1024)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from fathom.schema import (
     RecoveryRow,
 )
 from fathom.tally import Tally, wilson
+from model_infos import model_info
 
 DEPTHS = (0, 1, 2, 3, 5, 8, 10, 15, 20, 40, 60, 80, 100, 120)
 CATEGORIES = ("sleeping draught", "wax wings", "echo stones", "salt lanterns")
@@ -304,14 +305,9 @@ def _audit(setting: Setting, made: _Samples) -> Audit:
 
 
 def _model(name: str) -> ModelInfo:
-    return ModelInfo(
+    return model_info(
         name=name,
-        revision=None,
-        adapter=None,
-        architecture="LlamaForCausalLM",
         parameters=412_672,
-        dtype="float32",
-        quantisation=None,
         weights_hash="0f4a8d1c77e2b95d60c3a1f2",
         tokenizer_hash="b21e7d90a4c85f3367d0e1aa",
         template_hash="77ab10c2d93e4f5061728394",
