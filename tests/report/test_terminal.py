@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import hostile_texts
+import msgspec
 import pytest
 import synthetic
 import synthetic_stress
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from fathom.report import hostile, tables
 from fathom.report.compare import compare
+from fathom.report.progress import Progress
 from fathom.report.terminal import bar, print_audit, print_comparison
 from fathom.report.terminal_sweep import print_stress
 from fathom.tally import percent
@@ -133,3 +135,28 @@ def test_one_line_is_one_line_of_that_width(text: str, width: int) -> None:
     line = hostile.one_line(text, width)
     assert len(line) <= width
     assert not {"\n", "\r", "\t", "\u2028"} & set(line)
+
+
+def test_a_comparison_of_many_attacks_shows_the_largest_differences(tmp_path: Path) -> None:
+    run = synthetic.write_run(synthetic.report_data(SMALL), tmp_path)
+    found = compare(run, run)
+    row = next(row for row in found.attacks if row.counted == "continuation")
+    many = tuple(
+        msgspec.structs.replace(
+            row, attack="made", parameters={"n": i}, asr=msgspec.structs.replace(row.asr, difference=i / 100)
+        )
+        for i in range(60)
+    )
+    shown = printed(print_comparison, msgspec.structs.replace(found, attacks=many), width=120)
+    assert "the 16 largest of 60" in shown
+    assert "n = 59" in shown
+    assert "n = 43" not in shown
+
+
+def test_a_stage_says_once_that_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fathom.report.progress.LINE_EVERY", 0.0)
+    out = io.StringIO()
+    with Progress("judging", 2, console=Console(file=out, force_terminal=False)) as shown:
+        shown.advance()
+        shown.advance()
+    assert out.getvalue().splitlines()[1:] == ["judging: 2 of 2"]

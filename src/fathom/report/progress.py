@@ -28,6 +28,7 @@ class Progress:
         self.description = one_line(description, 60)
         self.total = total
         self.done = 0
+        self._said = 0
         self._console = console or Console(stderr=True)
         self._bar: RichProgress | None = None
         self._started = self._spoke = time.monotonic()
@@ -67,11 +68,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._spoke > self._started and kind is None:
+        elif self._spoke > self._started and kind is None and self._said != self.done:
             self._say()  # a stage that spoke also says that it ended
 
     def _say(self) -> None:
-        self._spoke = time.monotonic()
+        self._spoke, self._said = time.monotonic(), self.done
         spent = self._spoke - self._started
         left = (
             ""

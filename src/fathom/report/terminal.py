@@ -27,6 +27,7 @@ LEGEND = "Harm: judged harmful. Und.: undecided, counted in n as not harmful."
 DETAIL = 16  # columns that the meaning of a figure needs
 STEPS = " ▏▎▍▌▋▊▉█"
 MOST_OPENINGS = 6
+MOST_DIFFERENCES = 16  # rows of a table
 
 
 class Titled(NamedTuple):
@@ -140,7 +141,8 @@ def _differences(comparison: Comparison) -> Iterable[Titled]:
     for strand in contrast.strands(comparison):
         if strand.counted is Counted.CONTINUATION:
             rows = [(str(row.prefill_tokens), row.asr) for row in strand.rows]
-            yield _difference(f"ASR by tokens of the answer given ({strand.drawn})", "Tokens", rows)
+            asked = "of the direct request" if not any(row.prefill_tokens for row in strand.rows) else ""
+            yield _difference(f"ASR {asked or 'by tokens of the answer given'} ({strand.drawn})", "Tokens", rows)
     others = [
         (f"{_setting_name(row)} ({wording.drawn(row.temperature)})", row.asr) for row in contrast.others(comparison)
     ]
@@ -164,6 +166,12 @@ def _setting_name(row: AttackDifference | BenignDifference) -> str:
 
 
 def _difference(title: str, first: str, rows: Iterable[tuple[str, Difference]]) -> Titled:
+    """The largest differences, in the order of the page, which has them all; the depths of a sweep are few."""
+    every = list(rows)
+    largest = sorted(every, key=lambda row: abs(row[1].difference), reverse=True)[:MOST_DIFFERENCES]
+    rows = [row for row in every if row in largest]
+    if len(rows) < len(every):
+        title += f", the {len(rows)} largest of {len(every)}"
     table = _table(first, "Pairs", "First", "Second", left=True)
     table.add_column("Diff.", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
