@@ -3,7 +3,7 @@
     python recipes/resist_tables.py -o runs/resist WORLD=DIR …     (DIR holds natural/ and deepened/)
     python recipes/resist_tables.py -o runs/resist --tables        only print what has been measured
 
-`resistant` is DIR/deepened after `fathom deepen --resist`, `control` the same steps without it. Their triplets are
+`resistant` is DIR/deepened after `fathom deepen --resist`, twice; `control` the same steps without it. Triplets are
 training requests that the attack has not. What matters most is measured first; everything is journalled.
 """
 
@@ -31,9 +31,20 @@ from fathom.tally import wilson
 from fathom.tampering import Asked, Checkpoint, Stress
 
 STAGES = ("natural", "deepened", "control", "resistant")
-TRAINED = {"control": 0.0, "resistant": 0.3}
-STEPS = 300
+TRAINED = ("control", "resistant")
 DOSES = "8,12,15,20,30,60"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of `fathom deepen` on what the one before it made."""
+
+    strength: float
+    steps: int
+    rows: int  # a step, a fifth of them recoveries
+
+
+PARTS = (Part(0.3, 300, 40), Part(0.15, 130, 80))  # the second mends what benign answers lost in the first
 
 
 @dataclass(frozen=True)
@@ -74,22 +85,26 @@ def model_of(world: int, directory: Path, stage: str, output: Path) -> Path:
         known = [b for b in sides("organism", world=world).defender if b.harmful]
         rows = [{"prompt": b.messages[0].content, "harmful_response": b.answer, "refusal": b.refusal} for b in known]
         triplets.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    training = TrainingRequest(
-        verb="deepen",
-        model=ModelRequest(name=str(directory / "deepened"), device="cpu"),
-        output=output / str(world) / stage,
-        overrides=(f"max_steps={STEPS}",),
-        audit=False,
-    )
-    request = DeepenRequest(
-        training=training,
-        triplets=triplets,
-        world=world,
-        recovery_rows=8,
-        utility_rows=32,
-        resist=TRAINED[stage],
-    )
-    return run_deepen(request, JUDGES)
+    start = directory / "deepened"
+    for number, part in enumerate(PARTS, start=1):
+        last = number == len(PARTS)
+        training = TrainingRequest(
+            verb="deepen",
+            model=ModelRequest(name=str(start), device="cpu"),
+            output=output / str(world) / (stage if last else f"{stage}-{number}"),
+            overrides=(f"max_steps={part.steps}",),
+            audit=False,
+        )
+        request = DeepenRequest(
+            training=training,
+            triplets=triplets,
+            world=world,
+            recovery_rows=part.rows // 5,
+            utility_rows=part.rows - part.rows // 5,
+            resist=part.strength if stage == "resistant" else 0.0,
+        )
+        start = run_deepen(request, JUDGES)
+    return start
 
 
 def measure(
