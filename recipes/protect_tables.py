@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -64,32 +65,19 @@ def exhibits() -> Iterator[Exhibit]:
     yield _exhibit(
         "erosion", ("natural",), attacks="benign", rows=200, objectives=f"sft,constrained,{OURS}", rates="1e-3"
     )
-    for task in TASKS:
-        yield _exhibit(
-            f"task-{task}",
-            ("natural",),
-            attacks="benign",
-            task=task,
-            rows=400,
-            objectives=f"sft,{OURS}",
-            rates="1e-3",
-            steps="400",
-            schedule="linear",  # at a constant rate, plain training's own scores go up and down
-            task_tested=200,
-        )
-    for task in ("arithmetic", "summary"):
-        yield _exhibit(
-            f"epochs-{task}",
-            ("natural",),
-            attacks="benign",
-            task=task,
-            rows=400,
-            objectives=OURS,
-            rates="1e-3",
-            steps="650",  # with rehearsed rows among them as many epochs as 400 without
-            schedule="linear",
-            task_tested=200,
-        )
+    for task, rate in product(TASKS, ("1e-3", "2e-3")):
+        shared: dict[str, object] = {
+            "attacks": "benign",
+            "task": task,
+            "rows": 400,
+            "rates": rate,
+            "schedule": "linear",  # at a constant rate, plain training's own scores go up and down
+            "seeds": "0,1",
+            "task_tested": 400,
+        }
+        # As many passes over its rows for both: with rehearsed ones among them there are 650 rows, not 400.
+        yield _exhibit(f"task-{task}-{rate}", ("natural",), objectives="sft", steps="400", **shared)
+        yield _exhibit(f"task-{task}-{rate}-protected", ("natural",), objectives=OURS, steps="650", **shared)
     yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
     yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")
     yield _exhibit("mixed-mild", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="3e-4")

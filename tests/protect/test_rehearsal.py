@@ -1,5 +1,6 @@
 """Rehearsed rows weigh what they are said to weigh; the answer gate holds what a sentinel breaks off, no more."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from random import Random
 
@@ -69,6 +70,12 @@ def test_refusals_and_answers_weigh_what_they_are_said_to_weigh(weight: float) -
     assert sum(row.held * len(row.positions) for row in answers) == pytest.approx(2 * weight * data)
     assert all(row.loss_weight == 0 for row in (*refusals, *answers))
     assert all(row.reference_temperature == 0.5 for row in refusals)
+
+
+def test_no_answer_comes_a_second_time_before_each_has_come_once() -> None:
+    answers = [row for row in rehearsed(Rehearsal()) if row.kind is Kind.REPLAY and ANSWER in row.response_ids]
+    assert len(answers) == 2 * len(BENIGN)
+    assert Counter(row.prompt_ids for row in answers) == {prompt.ids: 2 for prompt in BENIGN}
 
 
 def test_framed_refusals_are_held_to_what_is_said_without_the_frame() -> None:

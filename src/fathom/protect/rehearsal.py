@@ -74,12 +74,23 @@ def rehearse(
         )
     wanted = max(1, round(len(rows) / rehearsal.every))
     frames = shared_frames([row.prompt_ids for row in rows], [prompt.ids for prompt in harmful])
-    refusals = [_refusal(rehearsal, *random.choice(refused), frames, end_ids, random) for _ in range(wanted)]
+    refusals = [_refusal(rehearsal, *one, frames, end_ids, random) for one in _in_turn(refused, wanted, random)]
     told = [(prompt, done) for prompt, done in _sampled(sampler, benign, rehearsal.tokens, seed) if done.output_ids]
-    answers = [_held(*random.choice(told), end_ids) for _ in range(wanted * rehearsal.benign)] if told else []
+    answers = [_held(*one, end_ids) for one in _in_turn(told, wanted * rehearsal.benign, random)]
     mass = sum(len(row.positions) for row in rows)
     others = _weighed(refusals, rehearsal.refusal_weight * mass) + _weighed(answers, rehearsal.benign_weight * mass)
     return _among(rows, others, random)
+
+
+Told = tuple[Prompt, Completion]
+
+
+def _in_turn(pool: Sequence[Told], count: int, random: Random) -> list[Told]:
+    """So many of a pool in random order; none comes a second time before each has come once."""
+    found = list[Told]()
+    while pool and len(found) < count:
+        found += random.sample(pool, len(pool))
+    return found[:count]
 
 
 def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokens: int, seed: int) -> list[tuple[Prompt, Completion]]:
