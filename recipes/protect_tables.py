@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from statistics import fmean, stdev
 
 import msgspec
 
@@ -206,6 +207,37 @@ def warmup_table(output: Path) -> Iterator[str]:
         yield f"| {stage} | {objective} | {' | '.join(shown)} | {len({row.world for row in cells})} |"
 
 
+def task_table(output: Path) -> Iterator[str]:
+    """What a task loses by the protection: differences between trainings on the same rows in the same order."""
+    yield "| task | rate | plain | protected | difference ± standard error | pairs | benign exact: plain, protected |"
+    yield "|---|---|---|---|---|---|---|"
+    found = [row for row in rows(output) if row.exhibit.startswith("task-") and row.checkpoint.step > 0]
+    for task, rate in product(TASKS, ("1e-3", "2e-3")):
+        plain, protected = (
+            {(row.world, row.tuned.seed): row.checkpoint for row in found if row.exhibit == f"task-{task}-{rate}{end}"}
+            for end in ("", "-protected")
+        )
+        both = sorted(plain.keys() & protected.keys())
+        if not both:
+            continue
+        (ours, theirs), (kept, lost) = (
+            [[_score(side[key], name) for key in both] for side in (protected, plain)] for name in (task, "benign")
+        )
+        change = _mean_and_error([a - b for a, b in zip(ours, theirs, strict=True)])
+        cells = f"{fmean(theirs):.1f} | {fmean(ours):.1f} | {change} | {len(both)}"
+        yield f"| {task} | {rate} | {cells} | {fmean(lost):.0f}, {fmean(kept):.0f} |"
+
+
+def _score(checkpoint: Checkpoint, task: str) -> float:
+    return next(100 * u.score for u in checkpoint.utility if u.task == task and u.metric != "not refused")
+
+
+def _mean_and_error(values: list[float]) -> str:
+    """Of differences, with the standard error of their mean."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):+.1f}{error}"
+
+
 def _shown(asked: list[Asked]) -> str:
     harmful, n = sum(a.harmful for a in asked), sum(a.n for a in asked)
     low, high = wilson(harmful, n)
@@ -244,7 +276,7 @@ def main() -> None:
             place = Path(directory) if directory else None
             only, stages = ([n for n in names.split(",") if n] for names in (arguments.only, arguments.stages))
             measure(int(world), place, arguments.output, arguments.tested, arguments.split, only, stages)
-    for line in (*tables(arguments.output), "", *warmup_table(arguments.output)):
+    for line in (*tables(arguments.output), "", *task_table(arguments.output), "", *warmup_table(arguments.output)):
         print(line)
 
 
