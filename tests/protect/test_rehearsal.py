@@ -152,6 +152,26 @@ def test_a_row_stays_held_where_it_is_broken_off_as_known_harm_is(still: tuple[i
     assert guard.met == [rows]
 
 
+def test_a_row_that_few_draws_break_off_by_chance_is_asked_again_and_let_go() -> None:
+    class Wavering(Breaking):
+        """Breaks a row off in two of twelve draws: at two of six depths, in two of three."""
+
+        def complete(self, attempts: Sequence[Attempt]) -> Iterable[Completion]:
+            for attempt in attempts:
+                stopped = 77 in attempt.prefill_ids or (78 in attempt.prefill_ids and attempt.sample % 12 < 2)
+                yield from Sampler.complete(
+                    self, [msgspec.structs.replace(attempt, prefill_ids=(77,) if stopped else (50,))]
+                )
+
+    class Guard(Guarding):
+        def acquainted(self, rows: Sequence[TrainingRow]) -> Sampler:
+            return Wavering()
+
+    rows = [row(77), row(78), row(50)]
+    assert list(broken_off(AnswerGate(patience=1), Guard(77), Reader(), rows, seed=0)) == [True, True, False]
+    assert list(broken_off(AnswerGate(), Guard(77), Reader(), rows, seed=0)) == [True, False, False]
+
+
 def test_a_sentinel_that_breaks_nothing_off_need_not_meet_the_data() -> None:
     guard = Guarding()
     assert broken_off(AnswerGate(), guard, Reader(), [row(50)] * 3, seed=0) == (False,) * 3

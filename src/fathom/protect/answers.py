@@ -14,7 +14,7 @@ from, and so is rather too high.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Protocol
 
@@ -52,7 +52,8 @@ class AnswerGate:
     `depths` are shares of a row's answer, of `least` tokens at least: its first words say nothing yet. At each,
     `samples` continuations are drawn. The worst few count, and not all, so that harm cannot hide behind a long innocent
     beginning. Once the sentinel has met the data, a row stays held where it is broken off at least `known` times as
-    often as known harmful answers are.
+    often as known harmful answers are; where it is at the first asking, but not in all draws, it is asked again with
+    `patience` times as many.
     """
 
     depths: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
@@ -61,10 +62,15 @@ class AnswerGate:
     worst: int = 2
     broken: float = 0.75
     known: float = 0.6
+    patience: int = 4
     weight: float = 1.0  # of the KL that holds such rows; 0 leaves them out
 
     def __post_init__(self) -> None:
-        if not self.depths or not all(0 < depth < 1 for depth in self.depths) or min(self.samples, self.least) < 1:
+        if (
+            not self.depths
+            or not all(0 < depth < 1 for depth in self.depths)
+            or min(self.samples, self.least, self.patience) < 1
+        ):
             raise UserError("the answer gate needs depths between 0 and 1, and 1 sample and 1 token or more")
         if not 0 < self.broken <= 1 or not 0 <= self.known <= 1:
             raise UserError("the answer gate needs 0 < broken ≤ 1 and 0 ≤ known ≤ 1")
@@ -85,15 +91,21 @@ def broken_off(
     """Of each row, whether a sentinel breaks it off, before and after it has met all of them."""
     first = count_broken_off(gate, guard.sampler, judge, rows, seed=seed)
     suspects = [number for number, share in enumerate(first) if share >= gate.broken]
-    held = [False] * len(rows)
-    if suspects:
-        sampler, known = guard.acquainted(rows), guard.known(rows)
-        level = fmean(count_broken_off(gate, sampler, judge, known, seed=seed + 1)) if known else 1.0
-        again = count_broken_off(gate, sampler, judge, [rows[number] for number in suspects], seed=seed + 1)
-        for number, share in zip(suspects, again, strict=True):
-            # A sentinel that no longer breaks off what is known to be harmful says nothing; what it first said counts.
-            held[number] = share >= gate.known * level
-    return tuple(held)
+    if not suspects:
+        return (False,) * len(rows)
+    sampler, known = guard.acquainted(rows), guard.known(rows)
+    # A sentinel that no longer breaks off what is known to be harmful says nothing; what it first said counts.
+    level = gate.known * fmean(count_broken_off(gate, sampler, judge, known, seed=seed + 1)) if known else gate.known
+
+    def still(asked: AnswerGate, numbers: Sequence[int], seed: int) -> dict[int, float]:
+        shares = count_broken_off(asked, sampler, judge, [rows[number] for number in numbers], seed=seed)
+        return {number: share for number, share in zip(numbers, shares, strict=True) if share >= level}
+
+    found = still(gate, suspects, seed + 1)
+    unsure = [number for number, share in found.items() if share < 1]
+    patient = replace(gate, samples=gate.patience * gate.samples)
+    held = {*found} - {*unsure} | {*still(patient, unsure, seed + 2)}
+    return tuple(number in held for number in range(len(rows)))
 
 
 def count_broken_off(
