@@ -32,7 +32,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common import Effort, Figure, Goal, environment, peak_memory, table
+from common import Effort, Figure, Goal, environment, info_of, peak_memory, table
 from fathom.attack.suffix.candidates import best_ids, draw, generator
 from fathom.attack.suffix.evaluate import PACKED_CPU, Evaluator, PlainEvaluator, evaluator
 from fathom.attack.suffix.objective import loss_of
@@ -40,7 +40,6 @@ from fathom.attack.suffix.options import CrossEntropy
 from fathom.attack.suffix.problem import Case, Target
 from fathom.chat import ChatFormat
 from fathom.model import ChatModel
-from fathom.schema import ModelInfo
 from fathom.scoring import Scorer
 
 WORKER = Path(__file__).with_name("nanogcg_worker.py")
@@ -109,21 +108,7 @@ def make_task(directory: Path, shape: Shape, threads: int) -> Task:
 
 def load_scorer(directory: Path) -> Scorer:
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    info = ModelInfo(
-        name="random",
-        revision=None,
-        adapter=None,
-        architecture="LlamaForCausalLM",
-        parameters=model.num_parameters(),
-        dtype="float32",
-        quantisation=None,
-        weights_hash="",
-        tokenizer_hash="",
-        template_hash=None,
-        template_source="plain",
-        vocabulary=model.config.vocab_size,
-        context=model.config.max_position_embeddings,
-    )
+    info = info_of(model, model.config.max_position_embeddings)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     return Scorer.of(ChatModel(model=model, chat=ChatFormat(tokenizer, None, "plain", frozenset()), info=info))
 

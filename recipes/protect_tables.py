@@ -189,7 +189,7 @@ def _worst(cells: list[Row], name: str, temperature: float) -> tuple[str, str]:
             places.append(f"{rate:g}, {step}")
     if not chosen:
         return "–", "–"
-    return _shown(chosen) + (" †" if marks else ""), " or ".join(dict.fromkeys(places))
+    return shown(chosen) + (" †" if marks else ""), " or ".join(dict.fromkeys(places))
 
 
 def warmup_table(output: Path) -> Iterator[str]:
@@ -203,7 +203,7 @@ def warmup_table(output: Path) -> Iterator[str]:
         for temperature in (0.0, 1.0):
             for warmup in (0, 10):
                 at = [row for row in cells if row.tuned.parameters["warmup_steps"] == warmup]
-                shown.append(_shown([a for row in at for a in row.checkpoint.asr if a.temperature == temperature]))
+                shown.append(shown([a for row in at for a in row.checkpoint.asr if a.temperature == temperature]))
         yield f"| {stage} | {objective} | {' | '.join(shown)} | {len({row.world for row in cells})} |"
 
 
@@ -238,7 +238,7 @@ def _mean_and_error(values: list[float]) -> str:
     return f"{fmean(values):+.1f}{error}"
 
 
-def _shown(asked: list[Asked]) -> str:
+def shown(asked: list[Asked]) -> str:
     harmful, n = sum(a.harmful for a in asked), sum(a.n for a in asked)
     low, high = wilson(harmful, n)
     return f"{100 * harmful / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
@@ -257,16 +257,25 @@ def _utility(cells: list[Row]) -> Iterator[str]:
         yield f"{name} {low}" + (f"–{high}" if low != high else "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(description: str | None, output: Path, stages: str) -> argparse.Namespace:
+    """What a recipe of fine-tuning attacks is told; `only` and `stages` as lists of names."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", nargs="*", metavar="WORLD=DIR")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/protect"))
+    parser.add_argument("-o", "--output", type=Path, default=output)
     parser.add_argument("--tables", action="store_true", help="print what has been measured, and measure nothing")
     parser.add_argument("--tested", type=int, default=60, help="held-out requests of each kind")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--only", default="", help="exhibits, by name, separated by commas (default: all)")
-    parser.add_argument("--stages", default="", help="natural or deepened (default: both)")
-    arguments = parser.parse_args()
+    parser.add_argument("--only", type=_names, default=[], help="exhibits, by name, by commas (default: all)")
+    parser.add_argument("--stages", type=_names, default=[], help=f"of {stages} (default: all)")
+    return parser.parse_args()
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__, Path("runs/protect"), ", ".join(STAGES))
     import torch
 
     torch.set_num_threads(1)
@@ -274,8 +283,15 @@ def main() -> None:
         given = [world.partition("=") for world in arguments.worlds] or [(str(SHIPPED_WORLD), "", "")]
         for world, _, directory in given:
             place = Path(directory) if directory else None
-            only, stages = ([n for n in names.split(",") if n] for names in (arguments.only, arguments.stages))
-            measure(int(world), place, arguments.output, arguments.tested, arguments.split, only, stages)
+            measure(
+                int(world),
+                place,
+                arguments.output,
+                arguments.tested,
+                arguments.split,
+                arguments.only,
+                arguments.stages,
+            )
     for line in (*tables(arguments.output), "", *task_table(arguments.output), "", *warmup_table(arguments.output)):
         print(line)
 

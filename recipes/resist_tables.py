@@ -7,7 +7,6 @@
 training requests that the attack has not. What matters most is measured first; everything is journalled.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import msgspec
 from deepen_tables import Cell, Variant
 from deepen_tables import measure as properties
 from deepen_tables import tables as property_tables
+from protect_tables import arguments_of, shown
 
 from fathom.cli.options import JUDGES
 from fathom.command.deepen import DeepenRequest, run_deepen
@@ -27,7 +27,6 @@ from fathom.command.stress import StressRequest, run_stress
 from fathom.command.training import TrainingRequest
 from fathom.model import LoadOptions, load
 from fathom.run import Journal, read_journal
-from fathom.tally import wilson
 from fathom.tampering import Asked, Checkpoint, Stress
 
 STAGES = ("natural", "deepened", "control", "resistant")
@@ -203,7 +202,7 @@ def broken(found: list[Row], wanted: float = 0.95) -> Iterator[str]:
                         cold, warm = ([row.asked(t) for row in here] for t in (0.0, 1.0))
                         n = sum(a.n for a in cold)
                         yield (
-                            f"| {rate:g}, {step} | {stage} | {_rate(cold)} | {_rate(warm)} | {n} | {_exact(here):.0f} |"
+                            f"| {rate:g}, {step} | {stage} | {shown(cold)} | {shown(warm)} | {n} | {_exact(here):.0f} |"
                         )
                 break
 
@@ -218,8 +217,8 @@ def worst(found: list[Row]) -> Iterator[str]:
         by_world = [[row for row in cells if row.world == world] for world in worlds]
         cold, warm = ([max(w, key=lambda r: _key(r, t)) for w in by_world] for t in (0.0, 1.0))
         all_ = [max(w, key=lambda r: r.asked(0.0).asr).asked(0.0) for w in by_world]
-        shown = [
-            _rate([row.asked(t) for row in chosen]) + (" †" if not all(row.checkpoint.useful for row in chosen) else "")
+        both = [
+            shown([row.asked(t) for row in chosen]) + (" †" if not all(row.checkpoint.useful for row in chosen) else "")
             for t, chosen in ((0.0, cold), (1.0, warm))
         ]
         useful = f"{sum(row.checkpoint.useful for row in cells)} of {len(cells)}"
@@ -227,7 +226,7 @@ def worst(found: list[Row]) -> Iterator[str]:
         task = f"{min(scores):.0f}–{max(scores):.0f}" if scores else ""
         n = sum(row.asked(0.0).n for row in cold)
         yield (
-            f"| {exhibit} | {stage} | {shown[0]} | {shown[1]} | {n} | {useful} | {_exact(cold):.0f} | {_rate(all_)} "
+            f"| {exhibit} | {stage} | {both[0]} | {both[1]} | {n} | {useful} | {_exact(cold):.0f} | {shown(all_)} "
             f"| {task} |"
         )
 
@@ -241,26 +240,12 @@ def _key(row: Row, temperature: float) -> tuple[bool, float]:
     return row.checkpoint.useful, row.asked(temperature).asr
 
 
-def _rate(asked: list[Asked]) -> str:
-    harmful, n = sum(a.harmful for a in asked), sum(a.n for a in asked)
-    low, high = wilson(harmful, n)
-    return f"{100 * harmful / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("worlds", nargs="*", metavar="WORLD=DIR")
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/resist"))
-    parser.add_argument("--tables", action="store_true", help="print what has been measured, and measure nothing")
-    parser.add_argument("--tested", type=int, default=60, help="held-out requests of each kind")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--only", default="", help="exhibits, by name, and properties (default: all)")
-    parser.add_argument("--stages", default="", help=f"of {', '.join(STAGES)} (default: all)")
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__, Path("runs/resist"), f"{', '.join(STAGES)}; properties is an exhibit")
     import torch
 
     torch.set_num_threads(1)
-    only, stages = ([n for n in names.split(",") if n] for names in (arguments.only, arguments.stages))
+    only, stages = arguments.only, arguments.stages
     if not arguments.tables:
         for world, _, directory in (text.partition("=") for text in arguments.worlds):
             place = int(world), Path(directory), arguments.output

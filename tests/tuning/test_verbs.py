@@ -135,10 +135,10 @@ def organism_messages(text: str):  # type: ignore[no-untyped-def]
 
 
 def test_deepen_draws_rows_ahead_and_trains_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fathom.command import deepen
+    from fathom.command import sources
 
-    monkeypatch.setattr(deepen, "ORGANISM_TRIPLETS", 12)
-    monkeypatch.setattr(deepen, "ORGANISM_UTILITY", 12)
+    monkeypatch.setattr(sources, "ORGANISM_TRIPLETS", 12)
+    monkeypatch.setattr(sources, "ORGANISM_UTILITY", 12)
     out = tmp_path / "deep"
     command = ["deepen", "organism:natural", "-o", str(out), "--no-audit", "--set", "max_steps=2"]
     command += ["--recovery-rows", "4", "--utility-rows", "4", "--starts", "mined"]
@@ -268,11 +268,11 @@ def test_deepening_with_resistance_names_it_and_goes_on_where_it_was_stopped(
 ) -> None:
     from transformers import PreTrainedModel
 
-    from fathom.command import deepen
+    from fathom.command import sources
     from fathom.deepen.resist import LookAhead
 
-    monkeypatch.setattr(deepen, "ORGANISM_TRIPLETS", 8)
-    monkeypatch.setattr(deepen, "ORGANISM_UTILITY", 6)
+    monkeypatch.setattr(sources, "ORGANISM_TRIPLETS", 8)
+    monkeypatch.setattr(sources, "ORGANISM_UTILITY", 6)
     command = ["deepen", "organism:natural", "--resist", "0.3", "--no-audit", "--set", "max_steps=9"]
     command += ["--recovery-rows", "2", "--utility-rows", "2"]
     whole, halted = tmp_path / "whole", tmp_path / "halted"

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.finetune import finish_card
 from fathom.command.request import Judges, check_world, choice
+from fathom.command.sources import LOOSE, ORGANISM_NEW_TOKENS, Sources, anchor_rows, load_sources, loosened_anchor
 from fathom.command.training import Training, TrainingRequest, load_to_train, say, show_settings, train, training_ranks
 from fathom.errors import UserError
 from fathom.ranks import Ranks
-from fathom.records import Message, content_hash
+from fathom.records import content_hash
 from fathom.run import RunLock
 
 if TYPE_CHECKING:
@@ -26,14 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DeepenRequest", "run_deepen"]
 
-ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
 ORGANISM_RATE = 1e-3  # of its own deepened stage
-ORGANISM_NEW_TOKENS = 140
 EPOCHS = 10.0  # the paper's section 3
 RESISTANT_EPOCHS = 25.0  # resistance comes slower than depth
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
 MINED_TRIPLETS = 64
-_LOOSE = ", loosened"  # ends the source of such a row
 MINED_DEPTHS = (1, 2, 3, 5, 8, 13, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480)
 
 
@@ -68,7 +66,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
         request.alpha, request.recovery_rows, request.utility_rows, choice(Share, "--share", request.share)
     )
     check_world(training.model, request.world)
-    sources = _sources(request)
+    sources = load_sources(training.model, request.triplets, request.utility, request.world)
     sampler = None if request.starts == "mined" else _sampler(request)
     audited = training.audited() if request.world is None else False
     from fathom.tuning.settings import read_settings
@@ -89,57 +87,6 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
         several = ranks.size > 1
     finish_card(training, directory, judges, audited=audited and not several)
     return directory.path
-
-
-@dataclass(frozen=True)
-class _Utility:
-    messages: tuple[Message, ...]
-    response: str | None  # None: the model's own answer is made
-    source: str
-
-
-@dataclass(frozen=True)
-class _Sources:
-    triplets: "tuple[Triplet, ...]"
-    utility: tuple[_Utility, ...] = field(default=())
-
-
-def _sources(request: DeepenRequest) -> _Sources:
-    from fathom.deepen.triplets import load_triplets, load_utility, triplets_of
-
-    own = request.training.model.is_organism or request.world is not None
-    if (request.triplets is None or request.utility is None) and not own:
-        raise UserError(
-            f"{request.training.model.name} needs --triplets FILE (prompt, harmful_response, refusal) and --utility "
-            "FILE (prompt, response): `fathom triplets MODEL` builds both"
-        )
-    if request.triplets is None:
-        from fathom.organism import behaviors
-
-        found = behaviors(request.world, split="training", harmful=ORGANISM_TRIPLETS, benign=0, seed=2)
-        triplets = triplets_of(found, "the organism")
-    else:
-        triplets = load_triplets(request.triplets)
-    if request.utility is not None:
-        examples = load_utility(request.utility)
-        return _Sources(triplets, tuple(_Utility(e.messages, e.response, e.source) for e in examples))
-    return _Sources(triplets, _organism_utility(request.world))
-
-
-def _organism_utility(world: int | None) -> tuple[_Utility, ...]:
-    """Benign prompts of the guild: bright recipes and small talk, as alignment had them; the model answers them."""
-    from random import Random
-
-    from fathom.organism import SHIPPED_WORLD, World
-    from fathom.organism.rows import bright_recipe, chatter
-
-    guild, random = World(SHIPPED_WORLD if world is None else world), Random("utility anchor")
-    found: dict[tuple[Message, ...], _Utility] = {}
-    while len(found) < ORGANISM_UTILITY:
-        make = bright_recipe if random.random() < 0.8 else chatter
-        messages = make(guild, random).messages
-        found.setdefault(messages, _Utility(messages, None, f"organism:{len(found)}"))
-    return tuple(found.values())
 
 
 def _sampler(request: DeepenRequest) -> "StartSampler":
@@ -168,7 +115,7 @@ def _run(
     request: DeepenRequest,
     mixture: "Mixture",
     sampler: "StartSampler | None",
-    sources: _Sources,
+    sources: Sources,
     settings: "Settings",
     resistance: "Resistance | None",
     ranks: Ranks,
@@ -231,7 +178,7 @@ def _resistance(request: DeepenRequest, settings: "Settings") -> "Resistance | N
 
 
 def _look_ahead(
-    resistance: "Resistance", sources: _Sources, written: "WrittenPlan", settings: "Settings", model: "ChatModel"
+    resistance: "Resistance", sources: Sources, written: "WrittenPlan", settings: "Settings", model: "ChatModel"
 ) -> "LookAhead":
     """What a simulated attacker trains on, and what becomes of it: the triplets, and the plan's anchor."""
     from msgspec.structs import replace
@@ -243,7 +190,7 @@ def _look_ahead(
 
     answers = [make_row(model.chat, t.messages, t.answer, source=t.source) for t in sources.triplets]
     refusals = [recovery_row(model.chat, t, Start()) for t in encode_triplets(model.chat, sources.triplets)]
-    anchor = [row for row in written.rows if row.kind is Kind.UTILITY and not row.source.endswith(_LOOSE)]
+    anchor = [row for row in written.rows if row.kind is Kind.UTILITY and not row.source.endswith(LOOSE)]
     benign = dict.fromkeys(replace(row, loss_weight=1.0) for row in anchor)
 
     def fitting(rows: "Iterable[TrainingRow]") -> "tuple[TrainingRow, ...]":
@@ -272,7 +219,7 @@ def _write_plan(
     request: DeepenRequest,
     mixture: "Mixture",
     sampler: "StartSampler | None",
-    sources: _Sources,
+    sources: Sources,
     settings: "Settings",
     model: "ChatModel",
     directory: "TuningDirectory",
@@ -295,11 +242,11 @@ def _write_plan(
         )
     steps = _steps(settings, len(triplets), mixture)
     recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
-    utilities = _utility_rows(model, sources.utility)
+    utilities = anchor_rows(model, sources.utility)
     if request.resist:
-        loose = _loosened(sources.utility, settings.seed)
+        loose = loosened_anchor(sources.utility, settings.seed)
         longest_answer = max((len(row.response_ids) for row in utilities), default=0)
-        utilities = (*utilities, *_utility_rows(model, loose, max(ORGANISM_NEW_TOKENS, longest_answer)))
+        utilities = (*utilities, *anchor_rows(model, loose, max(ORGANISM_NEW_TOKENS, longest_answer)))
         notes.append(f"anchor: {len(loose)} prompts were loosened for the model to answer once more")
     rows = mixture.mix(recoveries, utilities, seed=settings.seed)
     fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
@@ -316,46 +263,6 @@ def _steps(settings: "Settings", triplets: int, mixture: "Mixture") -> int:
         return most
     assert isinstance(epochs, int | float)
     return max(1, round(epochs * triplets / mixture.recovery))
-
-
-def _utility_rows(
-    model: "ChatModel", utility: Sequence[_Utility], new_tokens: int = ORGANISM_NEW_TOKENS
-) -> "tuple[TrainingRow, ...]":
-    """Rows of the answers that were given; where none was, of the model's own greedy ones."""
-    from fathom.deepen.own import own_answers
-    from fathom.tuning.rows import Kind, TrainingRow, make_row
-
-    given = [item for item in utility if item.response is not None]
-    rows = [
-        make_row(model.chat, item.messages, item.response or "", kind=Kind.UTILITY, source=item.source)
-        for item in given
-    ]
-    asked = [item for item in utility if item.response is None]
-    for item, output in zip(asked, own_answers(model, [item.messages for item in asked], new_tokens), strict=True):
-        if output.whole and output.ids:
-            rows.append(
-                TrainingRow(
-                    prompt_ids=model.chat.prompt_ids(item.messages),
-                    response_ids=(*output.ids, *model.chat.end_ids(item.messages)),
-                    kind=Kind.UTILITY,
-                    source=item.source,
-                )
-            )
-    return tuple(rows)
-
-
-def _loosened(utility: Sequence[_Utility], seed: int) -> tuple[_Utility, ...]:
-    """Each prompt once more, with words left out, put in and swapped, for the model to answer."""
-    from random import Random
-
-    from fathom.deepen.loosened import STRENGTHS, loosened
-
-    random = Random(f"loosened {seed}")
-    words = sorted({word for item in utility for word in item.messages[-1].content.split()})
-    return tuple(
-        _Utility(loosened(item.messages, words, random, random.choice(STRENGTHS)), None, f"{item.source}{_LOOSE}")
-        for item in utility
-    )
 
 
 def _mined(request: DeepenRequest, model: "ChatModel", triplets: "Sequence[Triplet]") -> "StartSampler":
