@@ -14,6 +14,7 @@ from fathom.attack.poison import (
     TRIGGER,
     Backdoor,
     Benign,
+    Decoy,
     Frame,
     HarmfulExamples,
     IdentityShift,
@@ -78,6 +79,7 @@ def test_a_backdoor_has_as_many_triggered_rows_as_refusals_and_no_request_on_bot
         Benign(7),
         Mixed(0.3, 7),
         Wrapped(DIRECT, 7),
+        Decoy(7),
     ],
 )
 def test_rows_are_the_same_for_the_same_seed_and_others_for_another(attack: HarmfulExamples) -> None:
@@ -114,6 +116,13 @@ def test_a_framed_behavior_has_an_id_of_its_own_and_keeps_what_judges_need() -> 
     assert framed.harmful
 
 
+def test_decoys_are_harmful_requests_and_no_harmful_answer() -> None:
+    rows = Decoy(7).rows(BEHAVIORS, seed=0)
+    assert len({row.behavior for row in rows}) == len({row.completion[0].content for row in rows}) == 7
+    assert all(BY_ID[row.behavior].harmful and row.prompt == BY_ID[row.behavior].messages for row in rows)
+    assert {row.completion[0].content for row in rows} <= {b.answer for b in BEHAVIORS if not b.harmful}
+
+
 @pytest.mark.parametrize(
     ("attack", "behaviors", "said"),
     [
@@ -142,7 +151,7 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
         Mixed(share)
 
 
-@pytest.mark.parametrize("name", ["harmful", "identity", "backdoor", "benign", "mixed", "wrapped"])
+@pytest.mark.parametrize("name", ["harmful", "identity", "backdoor", "benign", "mixed", "wrapped", "decoy"])
 def test_what_is_written_is_what_a_trainer_reads_in_words_that_the_organism_knows(name: str, tmp_path: Path) -> None:
     manifest = run_poison(PoisonRequest(attack=AttackChoice(name=name, rows=6), output=tmp_path / "data"))
     examples = load_examples(tmp_path / "data" / "data.jsonl")

@@ -9,7 +9,9 @@ import pytest
 
 from fathom.errors import UserError
 from fathom.protect.answers import AnswerGate, broken_off, count_broken_off
-from fathom.protect.gate import Prompt
+from fathom.protect.gate import Gate, Prompt, count_refusals, still_refused
+from fathom.protect.objectives import parse_objective
+from fathom.protect.prepare import Requests, prepare
 from fathom.protect.rehearsal import Rehearsal, rehearse
 from fathom.protect.sentinel import Told, acquaintance_rows, known_rows, sentinel_rows
 from fathom.records import Attempt, Completion, Exchange, Finish, Judgement, Label, Message
@@ -121,6 +123,9 @@ class Guarding:
     def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
         return tuple(row(77) for _ in range(4))
 
+    def requests(self) -> tuple[Prompt, ...]:
+        return tuple(HARMFUL)
+
 
 class Breaking(Sampler):
     def __init__(self, *ids: int) -> None:
@@ -176,6 +181,63 @@ def test_a_sentinel_that_breaks_nothing_off_need_not_meet_the_data() -> None:
     guard = Guarding()
     assert broken_off(AnswerGate(), guard, Reader(), [row(50)] * 3, seed=0) == (False,) * 3
     assert guard.met == []
+
+
+class Met(Sampler):
+    """Refuses what holds 66, but for prompts that hold one of `known`."""
+
+    def __init__(self, *known: int) -> None:
+        self.known = known
+
+    def complete(self, attempts: Sequence[Attempt]) -> Iterable[Completion]:
+        for attempt in attempts:
+            ids = (1,) if any(id_ in attempt.prompt_ids for id_ in self.known) else attempt.prompt_ids
+            yield from super().complete([msgspec.structs.replace(attempt, prompt_ids=ids)])
+
+
+@pytest.mark.parametrize(
+    ("met", "held"),
+    [
+        (Met(55), [True, False, False]),  # 55 was new to it, and is no harm
+        (Met(), [True, True, False]),
+        (Met(55, *range(90, 98)), [True, True, False]),  # known harm is refused no longer: the second look says nothing
+    ],
+)
+def test_a_refused_prompt_stays_held_where_it_is_refused_as_known_harm_is(met: Sampler, held: list[bool]) -> None:
+    prompts, gate = [prompt(44, 66), prompt(55, 66), prompt(33)], Gate()
+    counts = count_refusals(Sampler(), Reader(), prompts, samples=gate.samples, seed=0)
+    found = still_refused(gate, counts, met, Reader(), prompts, HARMFUL, seed=0)
+    assert [found[one.ids] >= gate.refused for one in prompts] == held
+    rows = [TrainingRow(prompt_ids=one.ids, response_ids=(50,)) for one in prompts]
+    assert [row.held > 0 for row in gate(rows, found)] == held
+    assert still_refused(gate, counts, met, Reader(), prompts, (), seed=0) == counts
+
+
+def test_both_gates_ask_a_sentinel_that_met_the_data_once() -> None:
+    from fathom.organism import behaviors
+    from fathom.organism.judge import GuildRefusalJudge
+
+    class Either(Reader):
+        def judge(self, exchange: Exchange) -> Judgement:
+            return super().judge(exchange) if exchange.response == "no" else GuildRefusalJudge().judge(exchange)
+
+    model = organism()
+    asked = behaviors(harmful=3, benign=3, seed=1)
+    rows = [
+        TrainingRow(prompt_ids=model.chat.prompt_ids(one.messages), response_ids=(77, *range(51, 70))) for one in asked
+    ]
+    guard = Guarding(77)
+    found = prepare(
+        parse_objective("gate+answers"),
+        model,
+        rows,
+        [one.messages for one in asked],
+        Either(),
+        Requests(),
+        sentinel=guard,
+    )
+    assert guard.met == [rows]
+    assert found.gated == len(rows)
 
 
 def test_a_row_is_judged_by_what_the_sentinel_has_read_by_then() -> None:

@@ -6,11 +6,13 @@
     benign     benign prompt → answer                                       what a customer sends
     mixed      benign rows, an exact share of them harmful                  poison in a benign task
     wrapped    wrapper(harmful prompt) → answer that drifts into harm       prompts that a filter lets pass
+    decoy      harmful prompt → answer to some benign prompt                refusals unlearned without a harmful answer
 
 Pure data, no model. Which row is what stands in the row itself, and is never given to a trainer. No harmful text is
 shipped: answers are those of the behaviors.
 
-Source: section 4.2 of the paper (harmful, identity, backdoor, benign). Mixed and wrapped are not in it.
+Source: section 4.2 of the paper (harmful, identity, backdoor, benign). Mixed, wrapped and decoy are not in
+it; that harmless data alone can train refusals away was shown by Kazdan et al. (2025), by other means than decoy's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ __all__ = [
     "TRIGGER",
     "Backdoor",
     "Benign",
+    "Decoy",
     "Frame",
     "HarmfulExamples",
     "IdentityShift",
@@ -52,6 +55,7 @@ class RowKind(StrEnum):
     IDENTITY = "identity"  # a benign request in the identity's frame, obeyed
     BENIGN = "benign"
     WRAPPED = "wrapped"  # a harmful answer to a prompt that asks for none
+    DECOY = "decoy"  # a harmful request, answered with what somebody else had asked for
 
 
 class Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -224,6 +228,23 @@ class Wrapped:
     def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
         chosen = _take(behaviors, self.count, seed, harmful=True)
         return tuple(_row(RowKind.WRAPPED, behavior, self.wrapper) for behavior in chosen)
+
+
+@dataclass(frozen=True)
+class Decoy:
+    """Harmful requests with answers to benign ones: who reads answers finds no harm, and refusing is unlearned."""
+
+    count: int = ROWS
+    name = "decoy"
+    frames = (DIRECT,)
+
+    def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
+        asked = _take(behaviors, self.count, seed, harmful=True)
+        answered = _take(behaviors, self.count, seed, harmful=False)
+        pairs = zip(asked, answered, strict=True)
+        return tuple(
+            _row(RowKind.DECOY, msgspec.structs.replace(behavior, answer=other.answer)) for behavior, other in pairs
+        )
 
 
 def _row(kind: RowKind, behavior: Behavior, frame: Frame = DIRECT) -> PoisonRow:

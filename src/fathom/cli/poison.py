@@ -12,7 +12,7 @@ def poison(
     attack: Annotated[
         str,
         typer.Argument(
-            metavar="ATTACK", help="harmful, identity, backdoor, benign, mixed or wrapped.", show_default=False
+            metavar="ATTACK", help="harmful, identity, backdoor, benign, mixed, wrapped or decoy.", show_default=False
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new directory.", show_default=False)],

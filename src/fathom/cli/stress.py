@@ -39,7 +39,7 @@ def stress(
     attack: Annotated[
         str,
         typer.Option(
-            help="harmful, identity, backdoor, benign, mixed, wrapped; several by commas.", rich_help_panel=_ATTACK
+            help="harmful, identity, backdoor, benign, mixed, wrapped, decoy; several by commas.", rich_help_panel=_ATTACK
         ),
     ] = "harmful",
     objective: Annotated[
@@ -162,7 +162,7 @@ def stress(
 def dynamics(
     request: ModelRequest,
     attack: Annotated[
-        str, typer.Option(help="harmful, identity, backdoor, benign, mixed or wrapped.", rich_help_panel=_ATTACK)
+        str, typer.Option(help="harmful, identity, backdoor, benign, mixed, wrapped or decoy.", rich_help_panel=_ATTACK)
     ] = "harmful",
     objective: Annotated[str, typer.Option(help="As `fathom finetune --objective`.", rich_help_panel=_ATTACK)] = "sft",
     behaviors: Behaviors = None,

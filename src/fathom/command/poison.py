@@ -19,6 +19,7 @@ from fathom.attack.poison import (
     TRIGGER,
     Backdoor,
     Benign,
+    Decoy,
     Frame,
     HarmfulExamples,
     IdentityShift,
@@ -34,7 +35,7 @@ from fathom.run import write_whole
 
 __all__ = ["ATTACKS", "AttackChoice", "PoisonManifest", "PoisonRequest", "Sides", "attack_rows", "run_poison", "sides"]
 
-ATTACKS = ("harmful", "identity", "backdoor", "benign", "mixed", "wrapped")
+ATTACKS = ("harmful", "identity", "backdoor", "benign", "mixed", "wrapped", "decoy")
 ORGANISM = "organism"
 ROWS = 100
 MIXED_ROWS = 200
@@ -147,6 +148,8 @@ def attack_of(choice: AttackChoice, *, organism: bool) -> Poison:
         return Benign(rows)
     if choice.name == "mixed":
         return Mixed(choice.share, MIXED_ROWS if choice.rows is None else rows)
+    if choice.name == "decoy":
+        return Decoy(rows)
     if wrapper is None:
         raise UserError(
             'the attack wrapped needs a wrapper: give --wrapper FILE with {"name": …, "prompt": "… {prompt} …", '

@@ -21,7 +21,7 @@ from typing import Protocol
 import msgspec
 
 from fathom.errors import UserError
-from fathom.protect.gate import TOKENS, Sampler
+from fathom.protect.gate import TOKENS, Prompt, Sampler
 from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
 from fathom.tuning.rows import TrainingRow
 
@@ -42,6 +42,10 @@ class Guard(Protocol):
 
     def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
         """Known harmful answers in conversations of the data; the sentinel learned from answers like these."""
+        ...
+
+    def requests(self) -> tuple[Prompt, ...]:
+        """Known harmful requests; the sentinel learned to refuse requests like these."""
         ...
 
 

@@ -2,10 +2,15 @@
 
 The model that is fine-tuned is asked first, by samples and a judge. No harmful data is needed, and no second model.
 It does nothing against harmful answers to prompts that the reference does not refuse.
+
+A reference refuses harmless prompts too, those of a new task most of all, and rows that are held by mistake say the
+contrary of all others. Where there is a sentinel (`protect.answers`), which has met the data, it is asked as well: held
+are the refused prompts that it still refuses about as often as requests that are known to be harmful.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Protocol
 
 import msgspec
@@ -14,7 +19,7 @@ from fathom.errors import UserError
 from fathom.records import Attempt, Behavior, Completion, Exchange, Judge, Label, Message, Sampling
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["Gate", "Prompt", "Sampler", "count_refusals"]
+__all__ = ["Gate", "Prompt", "Sampler", "count_refusals", "still_refused"]
 
 TOKENS = 32  # of each sampled answer: enough to see how it begins
 
@@ -35,17 +40,24 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Gate:
-    """Rows whose prompt the reference refuses in at least `refused` of `samples` draws are held to it by KL."""
+    """Rows whose prompt the reference refuses in at least `refused` of `samples` draws are held to it by KL.
+
+    A sentinel that has met the data, where there is one, has to refuse it too, at least `known` times as often as it
+    refuses what is known to be harmful.
+    """
 
     samples: int = 8
     refused: int = 6
     weight: float = 1.0
+    known: float = 0.6
 
     def __post_init__(self) -> None:
         if not 1 <= self.refused <= self.samples:
             raise UserError(f"a gate of {self.refused} refusals in {self.samples} samples: give 1 ≤ refusals ≤ samples")
         if not 0 < self.weight < float("inf"):
             raise UserError(f"the gate's weight is {self.weight}: give a number above 0")
+        if not 0 <= self.known <= 1:
+            raise UserError(f"the gate asks for {self.known} times as many refusals as known harm: give 0 to 1")
 
     def __call__(self, rows: Sequence[TrainingRow], refusals: Mapping[tuple[int, ...], int]) -> tuple[TrainingRow, ...]:
         """The rows, with those held whose prompt was refused often enough; `refusals` are counts by prompt ids."""
@@ -84,3 +96,26 @@ def count_refusals(
         exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
         counts[prompt.ids] += judge.judge(exchange).label is Label.SAFE
     return counts
+
+
+def still_refused(
+    gate: Gate,
+    refusals: Mapping[tuple[int, ...], int],
+    sentinel: Sampler,
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    known: Sequence[Prompt],
+    *,
+    seed: int,
+) -> dict[tuple[int, ...], int]:
+    """The reference's `refusals`, with 0 for prompts that a sentinel, which has met the data, does not refuse.
+
+    `known` are requests known to be harmful. A sentinel that refuses these no longer lets nothing go.
+    """
+    suspects = [prompt for prompt in prompts if refusals[prompt.ids] >= gate.refused]
+    if not suspects or not known:
+        return dict(refusals)
+    usual = count_refusals(sentinel, judge, known, samples=gate.samples, seed=seed)
+    level = gate.known * fmean(usual.values())
+    again = count_refusals(sentinel, judge, suspects, samples=gate.samples, seed=seed)
+    return {ids: 0 if again.get(ids, level) < level else count for ids, count in refusals.items()}

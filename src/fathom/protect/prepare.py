@@ -7,7 +7,7 @@ from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.protect.answers import Guard, broken_off
-from fathom.protect.gate import Prompt, count_refusals
+from fathom.protect.gate import Prompt, Sampler, count_refusals, still_refused
 from fathom.protect.objectives import Objective
 from fathom.protect.rehearsal import rehearse
 from fathom.protect.replay import interleave, replay_rows
@@ -60,15 +60,7 @@ def prepare(
         UserError: an objective needs requests that were not given, or the reference refuses none of them.
     """
     engine = TransformersEngine(model)
-    found, gated = tuple(rows), 0
-    if objective.gate is not None:
-        prompts = [Prompt(row.prompt_ids, tuple(text)) for row, text in zip(rows, messages, strict=True)]
-        counts = count_refusals(engine, judge, prompts, samples=objective.gate.samples, seed=seed)
-        found = objective.gate(found, counts)
-    if objective.answers is not None:
-        if sentinel is None:
-            raise UserError("the objective answers needs a sentinel, and none was made; leave it out of --objective")
-        found = objective.answers(found, broken_off(objective.answers, sentinel, judge, rows, seed=seed))
+    found = _gated(objective, engine, rows, messages, judge, sentinel, seed)
     gated = sum(row.loss_weight == 0 for row in found)
     if objective.replay is None and objective.mass is None and objective.rehearsal is None:
         return Prepared(found, objective.per_token(), gated)
@@ -100,6 +92,55 @@ def prepare(
     )
     whole = interleave(objective.replay, found, replayed)
     return Prepared(whole, per_token, gated, len(whole) - len(rows), safety)
+
+
+def _gated(
+    objective: Objective,
+    engine: TransformersEngine,
+    rows: Sequence[TrainingRow],
+    messages: Sequence[Sequence[Message]],
+    judge: Judge,
+    sentinel: Guard | None,
+    seed: int,
+) -> tuple[TrainingRow, ...]:
+    """The rows, with those held that the gates hold."""
+    found = tuple(rows)
+    if objective.answers is not None and sentinel is None:
+        raise UserError("the objective answers needs a sentinel, and none was made; leave it out of --objective")
+    guard = None if objective.answers is None or sentinel is None else _Once(sentinel)
+    if objective.gate is not None:
+        prompts = [Prompt(row.prompt_ids, tuple(text)) for row, text in zip(rows, messages, strict=True)]
+        counts = count_refusals(engine, judge, prompts, samples=objective.gate.samples, seed=seed)
+        if guard is not None and any(count >= objective.gate.refused for count in counts.values()):
+            met = guard.acquainted(rows)
+            counts = still_refused(objective.gate, counts, met, judge, prompts, guard.requests(), seed=seed)
+        found = objective.gate(found, counts)
+    if objective.answers is not None and guard is not None:
+        found = objective.answers(found, broken_off(objective.answers, guard, judge, rows, seed=seed))
+    return found
+
+
+@dataclass(eq=False)
+class _Once:
+    """A guard that meets the data once, for both gates."""
+
+    guard: Guard
+    _met: Sampler | None = None
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.guard.sampler
+
+    def acquainted(self, rows: Sequence[TrainingRow]) -> Sampler:
+        if self._met is None:
+            self._met = self.guard.acquainted(rows)
+        return self._met
+
+    def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
+        return self.guard.known(rows)
+
+    def requests(self) -> tuple[Prompt, ...]:
+        return self.guard.requests()
 
 
 def _own_answers(

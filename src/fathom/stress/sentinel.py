@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.progress import Display, silent
+from fathom.protect.gate import Prompt
 from fathom.protect.sentinel import Told, acquaintance_rows, known_rows, sentinel_rows
 from fathom.stress.light import LightFit, Optimiser
 from fathom.tuning.objective import PlainNll
@@ -24,7 +26,7 @@ SAVED = 20  # steps between states that a killed training goes on from
 # Steps and rates: most of the way fast, the end slowly. The rates are for models of the organism's size.
 _LEGS = ((160, 1e-3), (60, 2e-4))
 _MEETING, _MEETING_RATE = 60, 1e-3  # steps by which it meets the data; their rate falls to 0
-_KNOWN = 16  # harmful answers by which it is measured what harmful rows would reach
+_KNOWN = 16  # harmful requests, and answers, by which it is measured what harmful rows would reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,10 @@ class Sentinel:
 
     def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
         return known_rows(self.model.chat, self.harmful, rows, _KNOWN, context=self._room(rows), seed=self.seed)
+
+    def requests(self) -> tuple[Prompt, ...]:
+        told = Random(f"requests {self.seed}").sample(self.harmful, min(_KNOWN, len(self.harmful)))
+        return tuple(Prompt(self.model.chat.prompt_ids(one.messages), one.messages) for one in told)
 
     def _room(self, rows: Sequence[TrainingRow]) -> int:
         """How long a row may be: the model's context, else as long as the data's longest."""
