@@ -62,6 +62,8 @@ def exhibits() -> Iterator[Exhibit]:
         schedule="linear",
         task_tested=200,
     )
+    # An attacker who knows both gates: refusing is unlearned with answers that hold no harm.
+    yield _exhibit("decoy", ("natural",), attacks="decoy", objectives=f"sft,answers+rehearse,{OURS}")
     yield _exhibit("harmful-constrained", objectives="constrained", **swept)
     yield _exhibit(
         "erosion", ("natural",), attacks="benign", rows=200, objectives=f"sft,constrained,{OURS}", rates="1e-3"
