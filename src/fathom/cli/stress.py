@@ -39,7 +39,8 @@ def stress(
     attack: Annotated[
         str,
         typer.Option(
-            help="harmful, identity, backdoor, benign, mixed, wrapped, decoy; several by commas.", rich_help_panel=_ATTACK
+            help="harmful, identity, backdoor, benign, mixed, wrapped, decoy; several by commas.",
+            rich_help_panel=_ATTACK,
         ),
     ] = "harmful",
     objective: Annotated[

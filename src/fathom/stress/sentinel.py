@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -110,28 +110,33 @@ def train_sentinel(
     before = _Half.read(half, start.device)
     if before.model is not None:
         model.load_state_dict(before.model)
-    at = 0
     with display("training the sentinel", total) as shown:
         shown.advance(before.step)
-        for steps, rate in _LEGS:
-            done = min(max(before.step - at, 0), steps)
-            part = rows[at * BATCH : (at + steps) * BATCH]
-            optimiser = Optimiser(rate=rate * scale, warmup=20, batch=BATCH, beta1=0.9, beta2=0.98)
-            fit = LightFit.of(model, part, PlainNll(), optimiser)
-            for after in (
-                fit.run(_in_turn(len(part)), done=done, state=before.optimiser if done else None)
-                if done < steps
-                else ()
-            ):
-                shown.advance(1)
-                if half is not None and (at + after.step) % SAVED == 0:
-                    _save(half, {"step": at + after.step, "model": model.state_dict(), "optimiser": after.optimiser})
-            at += steps
+        for step, optimiser in _legs_from(trained, rows, before):
+            shown.advance(1)
+            if half is not None and step % SAVED == 0:
+                _save(half, {"step": step, "model": model.state_dict(), "optimiser": optimiser})
     model.train(False)
     if kept is not None and half is not None:
         _save(kept, model.state_dict())
         half.unlink(missing_ok=True)
     return trained
+
+
+def _legs_from(
+    trained: Sentinel, rows: Sequence[TrainingRow], before: "_Half"
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Train on from a state; yields, after each step, how many are done and the optimiser's state of that leg."""
+    at = 0
+    for steps, rate in _LEGS:
+        done = min(max(before.step - at, 0), steps)
+        part = rows[at * BATCH : (at + steps) * BATCH]
+        optimiser = Optimiser(rate=rate * trained.scale, warmup=20, batch=BATCH, beta1=0.9, beta2=0.98)
+        fit = LightFit.of(trained.model.model, part, PlainNll(), optimiser)
+        if done < steps:
+            for after in fit.run(_in_turn(len(part)), done=done, state=before.optimiser if done else None):
+                yield at + after.step, after.optimiser
+        at += steps
 
 
 def _in_turn(rows: int) -> list[tuple[int, ...]]:
