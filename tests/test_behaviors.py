@@ -124,7 +124,13 @@ def test_an_id_is_a_hash_of_content_unless_the_file_has_a_unique_one(load):
     loaded = load(lines({"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": 2}, {"prompt": "d"}))
     a, b, c, d = loaded.behaviors
     assert a.id == "1"
-    assert [x.id for x in (b, c, d)] == [behavior_id(x.messages) for x in (b, c, d)]
+    assert [x.id for x in (b, c, d)] == [behavior_id(x) for x in (b, c, d)]
+
+
+def test_an_id_stays_what_it_was(load):
+    full = {"prompt": "a", "harmful": "false", "category": "k", "answer": "x", "target": "t", "refusal": "r"}
+    loaded = load(lines({"prompt": "a"}, {**full, "metadata": {"potion": "red"}}))
+    assert [behavior.id for behavior in loaded.behaviors] == ["77559fc9a29229978ccac58a", "3f401d3598e1cf0abd4bc4e9"]
 
 
 def test_ids_do_not_depend_on_order_or_format(load):

@@ -2,7 +2,9 @@
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,15 +12,16 @@ import pytest
 from fathom.attack.decoding import BestOfN
 from fathom.attack.deep import DeepPrefill
 from fathom.attack.framing import Framing
-from fathom.attack.kinds import Draw, prepare
+from fathom.attack.kinds import Draw, Search, prepare
 from fathom.audit.parts import Ground, direct_parts
-from fathom.audit.suites import ATTACKS, SUITES, NamedAttack, Wording, load_suite, suite_of
+from fathom.audit.plan import AuditOptions, BehaviorSet, make_plan
+from fathom.audit.suites import ATTACKS, SUITES, NamedAttack, Wording, load_suite, planned_costs, suite_of
 from fathom.command.attack import AttackRequest, make_suite
 from fathom.command.request import ModelRequest
 from fathom.errors import UserError
 from fathom.model import ChatModel, LoadOptions, load
-from fathom.organism import behaviors, stage_directory
-from fathom.records import Sampling
+from fathom.organism import OrganismJudge, behaviors, stage_directory
+from fathom.records import Attempt, Sampling
 
 MODEL = ModelRequest(name="organism:deepened")
 
@@ -88,6 +91,30 @@ def test_a_suite_leaves_out_what_the_behaviors_do_not_allow_and_says_so() -> Non
     _refused(lambda: suite(*named)(given), "add a `refusal` column")  # what was asked for by name
     alone = suite_of(named[:1], Wording(), budget=None, before=direct_parts, left_out=lambda *_: None)
     _refused(lambda: alone(given), "add a `refusal` column")
+
+
+def test_attempts_are_made_once_however_often_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    make = Attempt.make
+
+    def counted(**content: Any) -> Attempt:
+        made.append(content["attack"])
+        return make(**content)
+
+    monkeypatch.setattr(Attempt, "make", counted)
+    behaviors_given = BehaviorSet("here", tuple(behaviors(harmful=3, benign=2)))
+    options = AuditOptions(depths=(0, 1), max_new_tokens=4, temperatures=(0.0,))
+    named = (NamedAttack("insertion", {}), NamedAttack("multi-turn", {}))
+    plan = make_plan(options, behaviors_given, OrganismJudge(), stage(), None, None, suite(*named, budget=400))
+    planned_costs(plan.parts)
+    assert plan.attempts({}) == plan.attempts({})
+    once = Counter(
+        attempt.attack
+        for part in plan.parts
+        if not isinstance(part.attack, Search)
+        for attempt in part.attack.attempts(part.items, part.setting)
+    )
+    assert Counter(made) == once + once  # by the plan, and here
 
 
 def test_names_are_those_of_the_classes() -> None:

@@ -6,6 +6,7 @@ attacks adds parts to its own.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -36,12 +37,20 @@ class Part:
         return content_hash((self.attack.name, msgspec.to_builtins(self.attack), self.setting.subject, self.budget))
 
     def attempts(self, states: States) -> tuple[Attempt, ...]:
-        """What the part runs, once its search, if it has one, is over."""
-        if isinstance(self.attack, Search):
-            made = self.attack.found(self.items, self.setting, states)
-        else:
-            made = self.attack.attempts(self.items, self.setting)
-        return tuple(within(made, self.budget))
+        """What the part runs, once its search, if it has one, is over.
+
+        Raises:
+            UserError: the behaviors do not allow the attack.
+        """
+        if not isinstance(self.attack, Search):
+            return self._unsearched
+        return tuple(within(self.attack.found(self.items, self.setting, states), self.budget))
+
+    @cached_property
+    def _unsearched(self) -> tuple[Attempt, ...]:
+        """Made once, since a plan asks for them at each stage: to see whether they can be, to check, write and run."""
+        assert not isinstance(self.attack, Search)
+        return tuple(within(self.attack.attempts(self.items, self.setting), self.budget))
 
     def configuration(self) -> Mapping[str, object]:
         """Plain data that tells this part from any other."""

@@ -11,7 +11,6 @@ or a file of the user's own (`load_suite`). An attack is given in plain data, it
 
 import json
 import tomllib
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -164,7 +163,7 @@ def _obstacle(part: Part) -> UserError | None:
         if isinstance(part.attack, Search):
             part.attack.targets(part.items)
         else:
-            deque(part.attack.attempts(part.items, part.setting), maxlen=0)
+            part.attempts({})
     except UserError as error:
         return error
     if not part.items:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from fathom.behaviors.file import FORMATS, FileRow, UnusableError, file_rows
 from fathom.behaviors.row import behavior_id, behavior_of
 from fathom.errors import UserError
@@ -54,15 +56,6 @@ def _with_ids(found: Mapping[str, tuple[Behavior, str | None, int]]) -> tuple[Be
     """Ids of the file where no other row has the same; an id that two rows share names neither."""
     counts = Counter(given for _, given, _ in found.values())
     return tuple(
-        Behavior(
-            id=given if given is not None and counts[given] == 1 and given not in found else behavior.id,
-            messages=behavior.messages,
-            harmful=behavior.harmful,
-            category=behavior.category,
-            answer=behavior.answer,
-            target=behavior.target,
-            refusal=behavior.refusal,
-            metadata=behavior.metadata,
-        )
+        behavior if given is None or counts[given] > 1 or given in found else msgspec.structs.replace(behavior, id=given)
         for behavior, given, _ in found.values()
     )

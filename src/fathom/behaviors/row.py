@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from fathom.behaviors.columns import ANSWER, CATEGORY, CONTEXT, ID, REFUSAL, REQUEST, TARGET, plain
 from fathom.behaviors.file import UnusableError, reason
 from fathom.records import Behavior, Message, content_hash
@@ -17,18 +19,10 @@ _LABEL_WORDS = {
 _ROLES = ("system", "user", "assistant")
 
 
-def behavior_id(
-    messages: Sequence[Message],
-    *,
-    harmful: bool = True,
-    category: str | None = None,
-    answer: str | None = None,
-    target: str | None = None,
-    refusal: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> str:
+def behavior_id(behavior: Behavior) -> str:
     """A hash of a behavior's content: the same in every file, at every place in it."""
-    return content_hash((tuple(messages), harmful, category, answer, target, refusal, metadata or {}))
+    _, *content = msgspec.structs.astuple(behavior)  # all but the id
+    return content_hash(tuple(content))
 
 
 def behavior_of(row: object) -> tuple[Behavior, str | None]:
@@ -43,32 +37,19 @@ def behavior_of(row: object) -> tuple[Behavior, str | None]:
             continue
         if fields.setdefault(plain(name), value) != value:
             raise UnusableError(f"names {name!r} twice, with different values")
-    answer = _first(fields, ANSWER)
     messages, last_answer = _messages(fields)
-    harmful = _harmful(fields)
-    target, refusal, category = (_first(fields, names) for names in (TARGET, REFUSAL, CATEGORY))
-    answer = last_answer if answer is None else answer
-    metadata = _metadata(fields.get("metadata"))
-    identity = behavior_id(
-        messages,
-        harmful=harmful,
-        category=category,
-        answer=answer,
-        target=target,
-        refusal=refusal,
-        metadata=metadata,
-    )
+    answer = _first(fields, ANSWER)
     behavior = Behavior(
-        id=identity,
+        id="",  # known once the content is
         messages=messages,
-        harmful=harmful,
-        category=category,
-        answer=answer,
-        target=target,
-        refusal=refusal,
-        metadata=metadata,
+        harmful=_harmful(fields),
+        category=_first(fields, CATEGORY),
+        answer=last_answer if answer is None else answer,
+        target=_first(fields, TARGET),
+        refusal=_first(fields, REFUSAL),
+        metadata=_metadata(fields.get("metadata")),
     )
-    return behavior, _given_id(fields)
+    return msgspec.structs.replace(behavior, id=behavior_id(behavior)), _given_id(fields)
 
 
 def _messages(fields: Mapping[str, object]) -> tuple[tuple[Message, ...], str | None]:
