@@ -56,6 +56,8 @@ def _with_ids(found: Mapping[str, tuple[Behavior, str | None, int]]) -> tuple[Be
     """Ids of the file where no other row has the same; an id that two rows share names neither."""
     counts = Counter(given for _, given, _ in found.values())
     return tuple(
-        behavior if given is None or counts[given] > 1 or given in found else msgspec.structs.replace(behavior, id=given)
+        behavior
+        if given is None or counts[given] > 1 or given in found
+        else msgspec.structs.replace(behavior, id=given)
         for behavior, given, _ in found.values()
     )
