@@ -52,7 +52,9 @@ def records(path: Path) -> list[CheckpointRecord]:
 
 
 class Killed(BaseException):
-    pass
+    @classmethod
+    def now(cls, *_: object) -> None:
+        raise cls
 
 
 @contextmanager
@@ -199,6 +201,18 @@ def test_numbers_that_make_no_sweep_are_said(
     with pytest.raises(UserError, match=said):
         make_sweep(replace(REQUEST, **changes), JUDGES, model, tmp_path)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_warmup_that_outlasts_the_training_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fathom.stress.execute.Sweep.__call__", Killed.now)
+    with pytest.raises(Killed):
+        run_stress(replace(REQUEST, warmups="0,2,4", output=tmp_path / "sweep"), JUDGES)
+    said = [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line]
+    assert len(said) == 1
+    assert "warm-up takes 4 steps and training ends after 3, so the learning rate gets to 50 %" in said[0]
+    assert said[0].endswith("give more --steps or less --warmup")
 
 
 def test_a_directory_of_another_sweep_is_left_alone(tmp_path: Path) -> None:

@@ -323,6 +323,26 @@ def test_settings_come_from_the_paper_a_file_and_the_command_line(tmp_path: Path
     assert config.packing is False
 
 
+@pytest.mark.parametrize(
+    ("pairs", "rows", "steps", "warmup"),
+    [
+        (("per_device_train_batch_size=8",), 100, 6, 10),  # batches of 64, three epochs
+        (("num_train_epochs=0.5",), 192, 2, 10),
+        (("max_steps=7", "warmup_steps=0.5"), 1, 7, 4),
+        (("max_steps=7", "lr_scheduler_type=constant"), 1, 7, 0),
+        (("max_steps=7", "lr_scheduler_type=constant_with_warmup"), 1, 7, 10),
+    ],
+)
+def test_steps_and_warmup_are_what_the_trainer_takes(
+    pairs: tuple[str, ...], rows: int, steps: int, warmup: int, tmp_path: Path
+) -> None:
+    chosen = read_settings(None, pairs).with_batch().with_defaults(use_cpu=True)
+    assert chosen.steps(rows) == steps
+    assert chosen.warmup(steps) == warmup
+    if warmup:
+        assert chosen.config(tmp_path).get_warmup_steps(steps) == warmup
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "a: [", "just words"])
 def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "settings.yaml"

@@ -96,7 +96,9 @@ def test_a_training_that_goes_on_says_from_where(
 
     monkeypatch.setattr(watching, "mark_whole", interrupt)
     assert run(command) == 130
-    assert "was left" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was left" not in said
+    assert "warm-up takes 10 steps and training ends after 3, so the learning rate gets to 20 %" in said
     monkeypatch.undo()
     assert run(command) == 0
     assert f"{out} was left after step 2: goes on from there" in capsys.readouterr().err
@@ -119,7 +121,7 @@ def test_finetune_asks_a_sentinel_where_it_is_to(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(finetune, "ORGANISM_BENIGN", 16)
     out, rows = tmp_path / "model", data(tmp_path / "data.jsonl", 8)
     command = ["finetune", "organism:natural", "--data", str(rows), "-o", str(out), "--no-audit"]
-    assert run([*command, "--set", "max_steps=1"]) == 0
+    assert run([*command, "--set", "max_steps=1", "--set", "warmup_steps=0"]) == 0
     manifest = json.loads((out / "fathom" / "manifest.json").read_text())
     assert manifest["configuration"]["objective"] == "gate+answers+rehearse"  # the organism's default
     found = read_rows(out / "fathom" / "rows.jsonl")
@@ -213,6 +215,8 @@ def test_a_mistake_that_was_found_before_any_work_may_be_mended(
         "--no-audit",
         "--set",
         "max_steps=1",
+        "--set",
+        "warmup_steps=0",
         "-o",
         str(out),
     ]
@@ -222,6 +226,15 @@ def test_a_mistake_that_was_found_before_any_work_may_be_mended(
     assert run([*command, "--data", str(rows)]) == 0
     assert json.loads(manifest.read_text())["configuration"]["data"] != mistaken["configuration"]["data"]
     assert "nothing was overwritten" in fails([*command, "--data", str(long)], capsys)
+
+
+def test_a_step_at_a_rate_of_0_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, rows = tmp_path / "model", data(tmp_path / "data.jsonl", 2)
+    command = ["finetune", "organism:natural", "--data", str(rows), "--objective", "sft", "--no-audit", "-o", str(out)]
+    command += ["--set", "num_train_epochs=1"]
+    assert "nothing would be learned" in fails(command, capsys)  # 4 rows, 10 steps of warm-up
+    assert run([*command, "--set", "warmup_steps=0"]) == 0  # in the same directory
+    assert "warm-up takes" not in capsys.readouterr().err
 
 
 def test_a_directory_that_holds_another_model_stays_as_it_is(

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 from fathom.command.finetune import finish_card
 from fathom.command.request import Judges, check_world, choice
 from fathom.command.sources import LOOSE, ORGANISM_NEW_TOKENS, Sources, anchor_rows, load_sources, loosened_anchor
-from fathom.command.training import Training, TrainingRequest, load_to_train, say, show_settings, train, training_ranks
+from fathom.command.training import (
+    Training,
+    TrainingRequest,
+    check_warmup,
+    load_to_train,
+    say,
+    show_settings,
+    train,
+    training_ranks,
+)
 from fathom.errors import UserError
 from fathom.ranks import Ranks
 from fathom.records import content_hash
@@ -241,6 +250,7 @@ def _write_plan(
             "their own length"
         )
     steps = _steps(settings, len(triplets), mixture)
+    check_warmup(settings.with_defaults(max_steps=steps), steps * mixture.batch)
     recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
     utilities = anchor_rows(model, sources.utility)
     if request.resist:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.command.request import Judges, ModelRequest, check_world, display_for, load_model, numbers
-from fathom.command.stress import StressRequest, make_sweep
+from fathom.command.stress import MORE_STEPS, StressRequest, make_sweep
+from fathom.command.training import say_short_training
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import content_hash
@@ -63,6 +64,8 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
 
     sweep = make_sweep(_as_stress(request, steps), judges, model, path, display)
     attack, track = sweep.attacks[0], sweep.tracks[0]
+    if steps[-1]:
+        say_short_training(request.warmup, steps[-1], MORE_STEPS)
     _claim(path, content_hash((repr(replace(request, output=None)), model.info.weights_hash)))
     with RunLock(path), Journal(path / "positions.jsonl") as journal, display("fine-tuning", len(steps)) as shown:
         done = {row.step for row in read_journal(path / "positions.jsonl", DynamicsRow)}

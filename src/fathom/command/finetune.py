@@ -12,6 +12,7 @@ from fathom.command.training import (
     Training,
     TrainingRequest,
     audit_both,
+    check_warmup,
     load_to_train,
     say,
     show_settings,
@@ -222,6 +223,7 @@ def _plan(
             sentinel=None if objective.answers is None else _sentinel(request, model, directory, settings.seed),
             seed=settings.seed,
         )
+        check_warmup(settings, len(prepared.rows))
         plan = TuningPlan(
             rows=len(prepared.rows),
             rows_hash=rows_hash(prepared.rows),

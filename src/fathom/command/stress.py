@@ -18,6 +18,7 @@ from fathom.command.request import (
     named_judge,
     numbers,
 )
+from fathom.command.training import say_short_training
 from fathom.errors import UserError
 from fathom.progress import Display, silent
 from fathom.ranks import ALONE
@@ -40,6 +41,7 @@ ORGANISM_NEW_TOKENS, NEW_TOKENS = 140, 512
 STEPS = 60
 PAPER_STEPS = 50  # 25 epochs of 100 rows in batches of 64
 WARMUP = 10
+MORE_STEPS = "give more --steps or less --warmup"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,8 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
         shown.advance(1)
     sweep = make_sweep(request, judges, model, path, display)
     _claim(path, model, request)
+    for warmup in sorted({track.optimiser.warmup for track in sweep.tracks}):
+        say_short_training(warmup, max(step for track in sweep.tracks for step in track.steps), MORE_STEPS)
     stress = sweep()
     write_stress_report(path)
     return Stressed(stress, path)

@@ -172,6 +172,31 @@ def show_settings(settings: "Settings", ranks: Ranks) -> None:
     )
 
 
+def check_warmup(settings: "Settings", rows: int) -> None:
+    """Say where training on so many rows ends before the learning rate is what it was set to.
+
+    Raises:
+        UserError: its only step has a rate of 0.
+    """
+    steps = settings.steps(rows)
+    warmup = settings.warmup(steps)
+    if steps == 1 and warmup:
+        raise UserError(
+            f"training has one step, and a warm-up of {warmup} begins at a learning rate of 0: nothing would be "
+            "learned. Give --set warmup_steps=0, or more rows, epochs or steps"
+        )
+    say_short_training(warmup, steps, "--set warmup_steps=0 leaves it out")
+
+
+def say_short_training(warmup: int, steps: int, remedy: str) -> None:
+    """A warning where a warm-up takes as many steps as all of the training, or more."""
+    if warmup >= steps:
+        say(
+            f"warning: warm-up takes {warmup} steps and training ends after {steps}, so the learning rate gets to "
+            f"{100 * (steps - 1) / warmup:.0f} % of what was asked for: {remedy}"
+        )
+
+
 def load_to_train(request: ModelRequest, ranks: Ranks) -> "ChatModel":
     """The model, with its progress.
 

@@ -96,10 +96,9 @@ def fit(
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
         kept = keeper(inner)
         trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered, save_every)
-        total = _total_steps(trainer, len(rows))
         checkpoint = go_on_from(output, ranks)
         journal = loss_journal(output, ranks)
-        with display("fine-tuning", total) as shown, journal or nullcontext():
+        with display("fine-tuning", settings.steps(len(rows))) as shown, journal or nullcontext():
             progress = Progress(shown, journal)
             trainer.add_callback(kept)
             trainer.add_callback(callback(trainer, progress, watch, before_step))
@@ -155,8 +154,9 @@ def _trainer(
     )
     if settings.values["gradient_checkpointing"]:
         settings = settings.with_defaults(gradient_checkpointing_kwargs={"use_reentrant": False})
-    steps = _planned_steps(settings, len(rows))
-    settings = settings.with_defaults(save_steps=max(1, -(-steps // (SAVES * save_every))) * save_every)
+    settings = settings.with_defaults(
+        save_steps=max(1, -(-settings.steps(len(rows)) // (SAVES * save_every))) * save_every
+    )
     directory = Path("unused") if output is None else output / CHECKPOINTS
     config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
     tokenizer = copy.copy(model.chat.tokenizer)
@@ -170,23 +170,6 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the loss is shown beside the bar
     return trainer
-
-
-def _planned_steps(settings: Settings, count: int) -> int:
-    most = settings.values.get("max_steps", -1)
-    if isinstance(most, int) and most > 0:
-        return most
-    epochs = settings.values.get("num_train_epochs", 3.0)
-    assert isinstance(epochs, int | float)
-    return max(1, int(-(-count // settings.batch) * epochs))
-
-
-def _total_steps(trainer: "RowTrainer", count: int) -> int:
-    if trainer.args.max_steps > 0:
-        return int(trainer.args.max_steps)
-    batch = trainer.args.per_device_train_batch_size * trainer.args.world_size
-    micro = -(-count // batch)
-    return max(1, int(-(-micro // trainer.args.gradient_accumulation_steps) * trainer.args.num_train_epochs))
 
 
 def _autocast(settings: Settings) -> torch.dtype | None:

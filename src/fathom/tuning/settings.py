@@ -69,6 +69,7 @@ _REFUSED: Mapping[str, str] = {
 # What optimizers take, checked before a model is loaded; TRL itself checks none of it.
 _NOT_NEGATIVE = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "num_train_epochs", "warmup_steps")
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
+_NEVER_WARM = ("constant", "reduce_lr_on_plateau", "greedy")  # schedules of transformers that take no warm-up
 
 
 def calm_epsilon(calm: float, clip: float, parameters: int) -> float:
@@ -135,6 +136,22 @@ class Settings:
         per_device = _count(self.values["per_device_train_batch_size"], "per_device_train_batch_size")
         accumulation = _count(self.values["gradient_accumulation_steps"], "gradient_accumulation_steps")
         return per_device * accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps over so many rows, in all."""
+        most, epochs = self.values.get("max_steps", -1), self.values["num_train_epochs"]
+        if isinstance(most, int) and most > 0:
+            return most
+        assert isinstance(epochs, int | float)
+        return max(1, math.ceil(-(-rows // self.batch) * epochs))
+
+    def warmup(self, steps: int) -> int:
+        """How many of so many steps it takes until the learning rate is what it was set to."""
+        if self.values.get("lr_scheduler_type") in _NEVER_WARM:
+            return 0
+        given = self.values["warmup_steps"]
+        assert isinstance(given, int | float)
+        return int(given) if given >= 1 else math.ceil(steps * given)  # a number below 1 is a share of the steps
 
     def config(self, output: Path, **fixed: Value) -> "SFTConfig":
         """TRL's configuration object.
