@@ -1,5 +1,6 @@
 """A sweep on the smallest real case: killed and started again, nothing is measured twice and nothing is lost."""
 
+import html
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, make_sweep, run_stress
 from fathom.errors import UserError
 from fathom.model import ChatModel
-from fathom.report.stress import read_answers
+from fathom.report.stress import read_answers, render_stress
 from fathom.run import read_journal
 from fathom.stress.execute import CheckpointRecord, is_useful
 from fathom.tampering import Answer, Dynamics, Stress, UtilityScore, start_cell
@@ -126,6 +127,18 @@ def test_a_page_is_made_anew_from_a_sweeps_files(whole: Path, tmp_path: Path) ->
     (tmp_path / "stress.json").unlink()
     with pytest.raises(UserError, match=r"no stress\.json.*same `fathom stress` command"):
         write_reports(tmp_path)
+
+
+def test_a_judge_that_knows_refusals_alone_is_noted(model: ChatModel, tmp_path: Path) -> None:
+    """As on an audit's page: what it calls harmful was not refused, and is not known to be harmful."""
+    found = {
+        judge: make_sweep(replace(REQUEST, judge=judge), JUDGES, model, tmp_path).result()
+        for judge in ("refusal", "organism")
+    }
+    noted = [note for note in found["refusal"].notes if "tells refusing from not refusing" in note]
+    assert len(noted) == 1
+    assert noted[0] in html.unescape(render_stress(found["refusal"]))
+    assert "tells refusing" not in " ".join(found["organism"].notes)
 
 
 def test_every_answer_belongs_to_a_fine_tune(whole: Path) -> None:

@@ -14,7 +14,7 @@ from fathom.depth.number import depth_numbers
 from fathom.depth.openings import Refusal, opening_rows
 from fathom.depth.recovery import BehaviorRecovery, recovery_rows
 from fathom.errors import UserError
-from fathom.judge.refusal import RefusalJudge
+from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.records import Attempt, Completion, Counted, Label, Sampling, Subject, Verdict
 from fathom.run import Run
 from fathom.schema import Audit, Benign, BenignRow, SkippedRow
@@ -179,10 +179,7 @@ def _benign_row(depth: int, verdicts: Sequence[Verdict]) -> BenignRow:
 def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedRow], judge: str) -> Iterable[str]:
     """What a reader must know before quoting a number."""
     if judge == RefusalJudge.name:
-        yield (
-            "the judge tells refusing from not refusing, and not whether an answer would work: what is called harmful "
-            "here was not refused"
-        )
+        yield NOT_REFUSED
     if skipped:
         first = skipped[0]
         yield (

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import torch
 
+from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.run import Journal, RunLock, read_journal, write_whole
@@ -276,6 +277,8 @@ class Sweep:
         if not any(record.utility for record in found.values()):
             notes.append("There were no benign requests, so every model counts as useful.")
         judge = self.attacks[0].probe.judge
+        if judge.name == RefusalJudge.name:
+            notes.insert(0, f"{NOT_REFUSED.capitalize()}.")
         return Stress(
             judge=f"{judge.name} {judge.version}",
             utility_bound=self.bound,
