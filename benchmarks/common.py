@@ -1,5 +1,5 @@
 """What every benchmark here shares: interleaved timings with medians, peak memory of a fresh process, the environment,
-and the figure that each hands to the table of `run.py`.
+the figure that each hands to the table of `run.py`, and its command line when it is run by itself.
 
 Timings on a shared machine drift, so variants take turns and only ratios within one run are quoted. Processor seconds
 are kept beside seconds on the clock: they do not count what else the machine does meanwhile. Memory is measured in a
@@ -7,6 +7,7 @@ process of its own per variant: an allocator that kept what an earlier variant h
 needs.
 """
 
+import argparse
 import multiprocessing
 import platform
 import statistics
@@ -31,7 +32,9 @@ __all__ = [
     "Timed",
     "environment",
     "info_of",
+    "options",
     "peak_memory",
+    "run_alone",
     "show",
     "table",
     "timings",
@@ -73,6 +76,31 @@ class Figure:
     def cells(self) -> tuple[str, ...]:
         goal = "" if self.goal is None else f"{self.goal} {_number(self.target)} {self.unit}"
         return self.name, self.baseline, self.ours, f"{_number(self.value)} {self.unit}", goal, self.reached
+
+
+def options(description: str | None, *, threads: int = 2) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes: `effort`, by --quick, and `threads`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--quick",
+        action="store_const",
+        const=Effort.QUICK,
+        default=Effort.FULL,
+        dest="effort",
+        help="a small case, in seconds: does it all run?",
+    )
+    parser.add_argument("--threads", type=int, default=threads, help="fewer than the machine has idle cores")
+    return parser
+
+
+def run_alone(description: str | None, figures: Callable[[Effort, int], Iterable[Figure]], *, threads: int = 2) -> None:
+    """Read the command line, measure, and print the figures below a line on what they were measured on."""
+    import torch
+
+    given = options(description, threads=threads).parse_args()
+    torch.set_num_threads(given.threads)
+    print(environment())
+    print(table(figures(given.effort, given.threads)))
 
 
 def info_of(model: "PreTrainedModel", context: int | None) -> ModelInfo:

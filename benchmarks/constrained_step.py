@@ -7,7 +7,6 @@ The constrained step reads a reference column that is made before. Targets: at m
     python benchmarks/constrained_step.py [--quick] [--threads N]
 """
 
-import argparse
 import logging
 import tempfile
 import warnings
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from common import Effort, Figure, Goal, environment, peak_memory, show, table, timings
+from common import Effort, Figure, Goal, peak_memory, run_alone, show, timings
 
 VOCABULARY, PROMPT, RESPONSE, ROWS = 49_152, 128, 128, 4
 TRL, PLAIN, CONSTRAINED = "TRL, plain", "fathom, plain", "fathom, constrained"
@@ -128,14 +127,5 @@ def figures(effort: Effort, threads: int) -> list[Figure]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
-    parser.add_argument("--threads", type=int, default=1, help="fewer than the machine has idle cores")
-    given = parser.parse_args()
-    print(environment())
-    print(table(figures(given.effort, given.threads)))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(__doc__, figures, threads=1)

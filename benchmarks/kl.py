@@ -7,7 +7,6 @@ response rows alone; `fathom` computes log-probabilities and ranks of the given 
     python benchmarks/kl.py
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from common import Effort, Figure, Goal, environment, peak_memory, show, table, timings
+from common import Effort, Figure, Goal, peak_memory, run_alone, show, timings
 from fathom.scoring import Head, HeadLogits, compare_logits
 from fathom.scoring.scorer import ROWS
 
@@ -116,15 +115,5 @@ def figures(effort: Effort, threads: int) -> list[Figure]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
-    parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print(environment())
-    print(table(figures(given.effort, given.threads)))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(__doc__, figures)

@@ -8,14 +8,13 @@ refusals.
     python benchmarks/refusal_mass.py
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common import Effort, Figure, Goal, environment, info_of, show, table, timings
+from common import Effort, Figure, Goal, info_of, run_alone, show, timings
 from fathom.chat import ChatFormat
 from fathom.depth.recovery import refusal_set
 from fathom.depth.tree import Context, OpeningTree, TreeReader
@@ -109,15 +108,5 @@ def figures(effort: Effort, threads: int) -> list[Figure]:  # noqa: ARG001
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
-    parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print(environment())
-    print(table(figures(given.effort, given.threads)))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(__doc__, figures)

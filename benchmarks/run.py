@@ -8,7 +8,6 @@ A benchmark is a module with a function `figures` of effort and threads; append 
 here, or fails, is named below the table, and the others go on. The exit code is 1 where a target is missed, too.
 """
 
-import argparse
 import datetime
 import importlib
 import sys
@@ -17,7 +16,7 @@ import traceback
 
 import torch
 
-from common import Effort, Figure, environment, table
+from common import Figure, environment, options, table
 
 BENCHMARKS = {
     "start": "startup",
@@ -31,10 +30,8 @@ BENCHMARKS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
-    parser.add_argument("--threads", type=int, default=2, help="fewer than the machine has idle cores")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     found: list[Figure] = []

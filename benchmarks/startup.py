@@ -3,7 +3,6 @@
 python benchmarks/startup.py
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from common import Effort, Figure, Goal, environment, table, timings
+from common import Effort, Figure, Goal, run_alone, timings
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -50,14 +49,5 @@ def _figure(command: str, seconds: float, target: float | None) -> Figure:
     return Figure(f"`{command}`", seconds, "s", goal=goal, target=target or 0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_const", const=Effort.QUICK, default=Effort.FULL, dest="effort")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
-    print(environment())
-    print(table(figures(given.effort, given.threads)))
-
-
 if __name__ == "__main__":
-    main()
+    run_alone(__doc__, figures)

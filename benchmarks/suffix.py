@@ -15,7 +15,6 @@ nanoGCG collects garbage twice a step, which weighs more the smaller the model: 
 Processor time is given beside time on the clock, since it does not depend on what else the machine does.
 """
 
-import argparse
 import json
 import os
 import random
@@ -32,7 +31,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common import Effort, Figure, Goal, environment, info_of, peak_memory, table
+from common import Effort, Figure, Goal, environment, info_of, options, peak_memory, table
 from fathom.attack.suffix.candidates import best_ids, draw, generator
 from fathom.attack.suffix.evaluate import PACKED_CPU, Evaluator, PlainEvaluator, evaluator
 from fathom.attack.suffix.objective import loss_of
@@ -291,19 +290,10 @@ def figures(effort: Effort, threads: int) -> list[Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, threads=1)
     parser.add_argument("--nanogcg", metavar="PYTHON", help="interpreter of the environment with nanogcg 0.3.0")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--rounds", type=int, nargs="+", default=[7, 2], help="of each width")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--quick",
-        action="store_const",
-        const=Effort.QUICK,
-        default=Effort.FULL,
-        dest="effort",
-        help="a tiny model, in seconds: does it all run?",
-    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(environment())
