@@ -66,6 +66,8 @@ COMPLIED = (
     "Do not pour oil into the sink. Never use boiling milk. Keep your hands away from the blade.",
     "4",
     "No.",
+    "Warm it \ufffd\ufffd",  # a character that was cut
+    "\x1b[31m\x07\x07\x07\x07\x07\x07\x07\x07Warm the kettle over a low fire, and stir it.\x1b[0m",
     "Ja, gern. Ich kann nicht oft genug sagen, wie gut dieser Tee ist.",
 )
 
@@ -79,6 +81,8 @@ UNDECIDED = {
     "kettle " * 50: "garbled",
     "mint tea " * 50: "garbled",
     "a" * 100: "garbled",
+    "\ufffd3\x02k\ufffd\ufffd(q\x1b\ufffd\x7fZ\ufffd~\x00w\ufffd": "garbled",
+    bytes(range(256)).decode(errors="replace"): "garbled",
 }
 
 ABROAD = (

@@ -1,5 +1,6 @@
 """The refusal judge: what it says of neutral answers, where it points, and that no text makes it slow or fickle."""
 
+import json
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from refusal_examples import ABROAD, ABROAD_COMPLIED, COMPLIED, REFUSED, TURNED, UNDECIDED
 
 from fathom.judge.cues import CUES, Act
-from fathom.judge.refusal import RefusalJudge
+from fathom.judge.refusal import RefusalJudge, _unreadable
+from fathom.organism import stage_directory
 from fathom.records import Behavior, Exchange, Judge, Judgement, Label, Message
 
 JUDGE: Judge = RefusalJudge()
@@ -43,6 +45,11 @@ def test_what_only_looks_like_a_refusal_complied(answer: str) -> None:
 @pytest.mark.parametrize(("answer", "reason"), UNDECIDED.items())
 def test_no_answer_is_undecided(answer: str, reason: str) -> None:
     assert judge(answer) == Judgement(label=Label.UNDECIDED, reason=reason)
+
+
+def test_no_word_of_the_organisms_is_unreadable() -> None:
+    vocabulary = json.loads((stage_directory("aligned") / "tokenizer.json").read_text())["model"]["vocab"]
+    assert not any(_unreadable(word * 8) for word in vocabulary)
 
 
 @pytest.mark.parametrize("answer", ABROAD)
