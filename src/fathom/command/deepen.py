@@ -134,20 +134,11 @@ def _run(
 
     directory = TuningDirectory(request.training.output)
     model = load_to_train(request.training.model, ranks)
-    beside = "" if resistance is None else f"; {resistance}"
-    asked = {
-        "objective": f"recovery rows ({'mined' if sampler is None else sampler.name}), {mixture.share} share of "
-        f"alpha = {mixture.alpha:g}, {mixture.recovery} + {mixture.utility} rows a step{beside}",
-        "sources": content_hash(repr(sources)),
-        "mixture": repr(mixture),
-        "starts": "mined" if sampler is None else repr(sampler),
-        "lora": repr(request.training.lora),
-        "settings": settings.plain,
-    }
-    if resistance is not None:
-        asked["resistance"] = repr(resistance)
+    manifest = TuningManifest.make(
+        "deepen", model.info, _configuration(request, mixture, sampler, sources, settings, resistance)
+    )
     if ranks.first:
-        directory.start(TuningManifest.make("deepen", model.info, asked))
+        directory.start(manifest)
     ranks.barrier()
     with RunLock(directory.inner) if ranks.first else nullcontext():
         if directory.finished:
@@ -173,6 +164,29 @@ def _run(
         )
         train(request.training, directory, model, written, training, passes, ranks)
     return directory
+
+
+def _configuration(
+    request: DeepenRequest,
+    mixture: "Mixture",
+    sampler: "StartSampler | None",
+    sources: Sources,
+    settings: "Settings",
+    resistance: "Resistance | None",
+) -> dict[str, object]:
+    beside = "" if resistance is None else f"; {resistance}"
+    asked: dict[str, object] = {
+        "objective": f"recovery rows ({'mined' if sampler is None else sampler.name}), {mixture.share} share of "
+        f"alpha = {mixture.alpha:g}, {mixture.recovery} + {mixture.utility} rows a step{beside}",
+        "sources": content_hash(repr(sources)),
+        "mixture": repr(mixture),
+        "starts": "mined" if sampler is None else repr(sampler),
+        "lora": repr(request.training.lora),
+        "settings": settings.plain,
+    }
+    if resistance is not None:
+        asked["resistance"] = repr(resistance)
+    return asked
 
 
 def _resistance(request: DeepenRequest, settings: "Settings") -> "Resistance | None":

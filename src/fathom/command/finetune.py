@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fathom.protect.objectives import Objective
     from fathom.protect.prepare import Requests
     from fathom.stress.sentinel import Sentinel
-    from fathom.tuning.directory import TuningDirectory, WrittenPlan
+    from fathom.tuning.directory import TuningDirectory, TuningPlan
     from fathom.tuning.examples import Example
     from fathom.tuning.settings import Settings
 
@@ -114,25 +114,25 @@ def _run(
             say(f"{directory.path} is finished already; remove it to train again", ranks)
             return directory
         show_settings(settings, ranks)
-        written = _plan(request, objective, judge, examples, settings, model, directory, ranks)
-        plan = written.plan
-        say(
-            f"objective {objective.name}: {plan.rows} rows"
-            + (f", {plan.gated} held by the gate" if objective.gate is not None else "")
-            + (f", {plan.replayed} added of what the model itself refuses and answers" if plan.replayed else "")
-            + (f", {plan.cut} cut to max_length" if plan.cut else ""),
-            ranks,
-        )
-        train(
-            request.training,
-            directory,
-            model,
-            written,
-            _training(request, objective, model, plan.safety_ids),
-            settings,
-            ranks,
-        )
+        if ranks.first and directory.read_plan() is None:
+            _write_plan(request, objective, judge, examples, settings, model, directory)
+        ranks.barrier()
+        written = directory.read_plan()
+        assert written is not None
+        _say_plan(written.plan, objective, ranks)
+        training = _training(request, objective, model, written.plan.safety_ids)
+        train(request.training, directory, model, written, training, settings, ranks)
     return directory
+
+
+def _say_plan(plan: "TuningPlan", objective: "Objective", ranks: Ranks) -> None:
+    say(
+        f"objective {objective.name}: {plan.rows} rows"
+        + (f", {plan.gated} held by the gate" if objective.gate is not None else "")
+        + (f", {plan.replayed} added of what the model itself refuses and answers" if plan.replayed else "")
+        + (f", {plan.cut} cut to max_length" if plan.cut else ""),
+        ranks,
+    )
 
 
 def _objective(request: FinetuneRequest) -> "Objective":
@@ -195,7 +195,7 @@ def _configuration(
     }
 
 
-def _plan(
+def _write_plan(
     request: FinetuneRequest,
     objective: "Objective",
     judge: Judge,
@@ -203,40 +203,34 @@ def _plan(
     settings: "Settings",
     model: "ChatModel",
     directory: "TuningDirectory",
-    ranks: Ranks,
-) -> "WrittenPlan":
-    """Made by the first process, once; read by all, and again when the command goes on."""
+) -> None:
+    """What is learned from, made once: by the first process, and read by all."""
     from fathom.protect.prepare import prepare
     from fathom.tuning.directory import TuningPlan
     from fathom.tuning.rows import fit_length, make_row, rows_hash
 
-    if ranks.first and directory.read_plan() is None:
-        rows = [make_row(model.chat, example.messages, example.response, source=example.source) for example in examples]
-        fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
-        prepared = prepare(
-            objective,
-            model,
-            fitted.rows,
-            [example.messages for example in examples],
-            judge,
-            _requests(request),
-            sentinel=None if objective.answers is None else _sentinel(request, model, directory, settings.seed),
-            seed=settings.seed,
-        )
-        check_warmup(settings, len(prepared.rows))
-        plan = TuningPlan(
-            rows=len(prepared.rows),
-            rows_hash=rows_hash(prepared.rows),
-            cut=fitted.cut,
-            gated=prepared.gated,
-            replayed=prepared.replayed,
-            safety_ids=prepared.safety_ids,
-        )
-        directory.write_plan(prepared.rows, plan)
-    ranks.barrier()
-    written = directory.read_plan()
-    assert written is not None
-    return written
+    rows = [make_row(model.chat, example.messages, example.response, source=example.source) for example in examples]
+    fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
+    prepared = prepare(
+        objective,
+        model,
+        fitted.rows,
+        [example.messages for example in examples],
+        judge,
+        _requests(request),
+        sentinel=None if objective.answers is None else _sentinel(request, model, directory, settings.seed),
+        seed=settings.seed,
+    )
+    check_warmup(settings, len(prepared.rows))
+    plan = TuningPlan(
+        rows=len(prepared.rows),
+        rows_hash=rows_hash(prepared.rows),
+        cut=fitted.cut,
+        gated=prepared.gated,
+        replayed=prepared.replayed,
+        safety_ids=prepared.safety_ids,
+    )
+    directory.write_plan(prepared.rows, plan)
 
 
 def _own_requests(request: FinetuneRequest) -> "tuple[Behavior, ...]":

@@ -96,19 +96,11 @@ def fit(
         columns = reference_columns(trainable, rows, objective.needs, ranks=ranks, autocast=autocast, cache=cache)
         kept = keeper(inner)
         trainer = _trainer(trainable, model, rows, columns, objective, settings, output, divisor, ordered, save_every)
-        checkpoint = go_on_from(output, ranks)
-        journal = loss_journal(output, ranks)
-        with display("fine-tuning", settings.steps(len(rows))) as shown, journal or nullcontext():
-            progress = Progress(shown, journal)
-            trainer.add_callback(kept)
-            trainer.add_callback(callback(trainer, progress, watch, before_step))
-            if checkpoint is not None:
-                shown.advance(step_of(checkpoint))
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.add_callback(kept)
+        losses = _train(trainer, settings.steps(len(rows)), output, watch, before_step, ranks, display)
         if save is not None and adapter is None:
             trainer.save_model(str(save))  # gathers what several processes hold
     inner.__dict__.pop("forward", None)  # TRL's own fused head, which stays on otherwise
-    losses = tuple(progress.losses) if output is None else read_losses(output)
     path = None
     if adapter is not None:
         with quiet():
@@ -118,6 +110,26 @@ def fit(
                 inner.save_pretrained(save)
     inner.train(False)
     return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, path)
+
+
+def _train(
+    trainer: "RowTrainer",
+    steps: int,
+    output: Path | None,
+    watch: Watch | None,
+    before_step: Callable[["PreTrainedModel", int], None] | None,
+    ranks: Ranks,
+    display: Display,
+) -> tuple[LossRecord, ...]:
+    """Take the steps, from the last checkpoint on where there is one; the loss of each, those before it included."""
+    checkpoint, journal = go_on_from(output, ranks), loss_journal(output, ranks)
+    with display("fine-tuning", steps) as shown, journal or nullcontext():
+        progress = Progress(shown, journal)
+        trainer.add_callback(callback(trainer, progress, watch, before_step))
+        if checkpoint is not None:
+            shown.advance(step_of(checkpoint))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    return tuple(progress.losses) if output is None else read_losses(output)
 
 
 def _calmed(settings: Settings, trainable: "PreTrainedModel", calm: float) -> Settings:
@@ -143,33 +155,36 @@ def _trainer(
 
     from fathom.tuning.trainer import Divisor, RowTrainer, make_dataset
 
-    cuda = model.device.type == "cuda"
-    settings = settings.with_defaults(
-        bf16=cuda and torch.cuda.is_bf16_supported(),
-        gradient_checkpointing=cuda,
-        use_cpu=model.device.type == "cpu",
+    tenths = -(-settings.steps(len(rows)) // (SAVES * save_every))
+    settings = _for_device(settings, model.device).with_defaults(
         save_strategy="no" if output is None else "steps",
+        save_steps=max(1, tenths) * save_every,
         save_total_limit=2,
         train_sampling_strategy="sequential" if ordered else "random",
     )
-    if settings.values["gradient_checkpointing"]:
-        settings = settings.with_defaults(gradient_checkpointing_kwargs={"use_reentrant": False})
-    settings = settings.with_defaults(
-        save_steps=max(1, -(-settings.steps(len(rows)) // (SAVES * save_every))) * save_every
-    )
     directory = Path("unused") if output is None else output / CHECKPOINTS
     config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
-    tokenizer = copy.copy(model.chat.tokenizer)
     trainer = RowTrainer(
         model=trainable,
         args=config,
         train_dataset=make_dataset(rows, columns),
-        processing_class=tokenizer,
+        processing_class=copy.copy(model.chat.tokenizer),
         objective=objective,
         divisor=Divisor(divisor),
     )
     trainer.remove_callback(PrinterCallback)  # the loss is shown beside the bar
     return trainer
+
+
+def _for_device(settings: Settings, device: torch.device) -> Settings:
+    """What a device decides, where it was not given."""
+    cuda = device.type == "cuda"
+    settings = settings.with_defaults(
+        bf16=cuda and torch.cuda.is_bf16_supported(), gradient_checkpointing=cuda, use_cpu=device.type == "cpu"
+    )
+    if not settings.values["gradient_checkpointing"]:
+        return settings
+    return settings.with_defaults(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _autocast(settings: Settings) -> torch.dtype | None:
