@@ -192,12 +192,18 @@ def test_a_model_is_useful_up_to_the_bound() -> None:
         ({"trainer": "axolotl"}, "--trainer"),
         ({"bound": 2.0}, "--utility-bound"),
         ({"tested": 0}, "--limit"),
-        ({"model": ModelRequest(name="nobody/nothing")}, "give --behaviors FILE"),
+        ({"rates": "x"}, "--rates is 'x'"),
+        ({"warmups": "-1"}, "-1 warm-up steps"),
+        ({"temperatures": "warm"}, "--temperature is 'warm'"),
+        ({"judge": "nobody"}, "no judge called 'nobody'"),
+        ({"trainer": "fit", "overrides": ("nothing=1",)}, "no setting called nothing"),
+        ({"behaviors": None}, "give --behaviors FILE"),
     ],
 )
 def test_what_makes_no_sweep_is_said_before_a_model_is_loaded(changes: dict[str, object], said: str) -> None:
+    unknown = replace(REQUEST, model=ModelRequest(name="nobody/nothing"), behaviors="nowhere.jsonl")
     with pytest.raises(UserError, match=said):
-        run_stress(replace(REQUEST, **changes), JUDGES)  # type: ignore[arg-type]
+        run_stress(replace(unknown, **changes), JUDGES)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -226,6 +232,19 @@ def test_a_warmup_that_outlasts_the_training_is_said(
     assert len(said) == 1
     assert "warm-up takes 4 steps and training ends after 3, so the learning rate gets to 50 %" in said[0]
     assert said[0].endswith("give more --steps or less --warmup")
+
+
+def test_a_mistake_that_was_found_before_anything_was_measured_may_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="the model's context is 1024"):
+        run_stress(replace(REQUEST, max_new_tokens=5000, output=tmp_path), JUDGES)
+    monkeypatch.setattr("fathom.stress.execute.Sweep.__call__", Killed.now)
+    with pytest.raises(Killed):
+        run_stress(replace(REQUEST, output=tmp_path), JUDGES)
+    (tmp_path / "checkpoints.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds another sweep"):
+        run_stress(replace(REQUEST, rows=7, output=tmp_path), JUDGES)
 
 
 def test_a_directory_of_another_sweep_is_left_alone(tmp_path: Path) -> None:

@@ -254,6 +254,7 @@ def test_a_directory_that_holds_another_model_stays_as_it_is(
     [
         (["--starts", "middle"], "choose one of paper"),
         (["--longest", "0"], "a number of tokens, or full"),
+        (["--longest", "²"], "a number of tokens, or full"),
         (["--alpha", "1"], "between 0 and 1"),
         (["--p0", "2"], "from 0 to 1"),
         (["--share", "half"], "choose one of exact"),

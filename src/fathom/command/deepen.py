@@ -115,7 +115,7 @@ def _sampler(request: DeepenRequest) -> "StartSampler":
 def _longest(text: str) -> int | None:
     if text == "full":
         return None
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--longest is {text!r}: give a number of tokens, or full for each answer's own length")
     return int(text)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fathom.command.request import Judges, ModelRequest, check_world, display_for, load_model, numbers
-from fathom.command.stress import MORE_STEPS, StressRequest, make_sweep
+from fathom.command.claims import claim_anew
+from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
+from fathom.command.stress import MORE_STEPS, StressRequest, check_stress, make_sweep
 from fathom.command.training import say_short_training
 from fathom.errors import UserError
 from fathom.ranks import ALONE
@@ -55,6 +56,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
         UserError: anything a user can mend.
     """
     steps = _checked_steps(request)
+    check_stress(_as_stress(request, steps), judges)
     path = request.output or Path("runs") / f"dynamics-{content_hash(repr(request))[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
@@ -97,7 +99,6 @@ def _checked_steps(request: DynamicsRequest) -> tuple[int, ...]:
     steps = tuple(sorted(set(numbers(request.steps, int, "--steps"))))
     if not steps or steps[0] < 0:
         raise UserError(f"--steps is {request.steps!r}; give numbers of 0 or more")
-    check_world(request.model, request.world)
     if request.directions < 0 or request.measured < 1 or "," in request.attack + request.objective:
         raise UserError("dynamics takes one attack, one objective, 0 directions or more, and 1 measured row or more")
     return steps
@@ -166,11 +167,11 @@ def _notes(request: DynamicsRequest) -> tuple[str, ...]:
 
 
 def _claim(path: Path, identity: str) -> None:
-    kept = path / "asked"
+    kept, content = path / "asked", f"{identity}\n".encode()
     if kept.exists():
-        if kept.read_text(encoding="utf-8").strip() != identity:
+        if kept.read_bytes().strip() != content.strip() and not claim_anew(path, kept, content):
             raise UserError(f"{path} holds dynamics of another model or setting; give another directory with -o")
         return
     if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
         raise UserError(f"{path} holds other files; give a new or empty directory with -o")
-    write_whole(kept, f"{identity}\n".encode())
+    write_whole(kept, content)

@@ -1,12 +1,10 @@
 """`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from fathom.command.claims import claim_sweep
 from fathom.command.poison import AttackChoice, Sides, attack_of, attack_rows, sides
 from fathom.command.request import (
     ORGANISM,
@@ -23,7 +21,6 @@ from fathom.errors import UserError
 from fathom.progress import Display, silent
 from fathom.ranks import ALONE
 from fathom.records import Judge, content_hash
-from fathom.run import write_whole
 from fathom.tampering import Stress
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
     from fathom.stress.plan import Attack, Grid, Learnt
     from fathom.stress.sentinel import Sentinel
 
-__all__ = ["StressRequest", "Stressed", "make_sweep", "run_stress"]
+__all__ = ["StressRequest", "Stressed", "check_stress", "make_sweep", "run_stress"]
 
 ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
 ORGANISM_BATCH, BATCH = 16, 64
@@ -85,15 +82,6 @@ class Stressed:
     path: Path
 
 
-class StressManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a directory of a sweep holds; a directory is gone on with only where it is equal."""
-
-    schema: int = 1
-    weights: str
-    tokenizer: str
-    asked: Mapping[str, str]
-
-
 def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     """Run or go on with the sweep that was asked for.
 
@@ -102,14 +90,14 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     """
     from fathom.report.stress import write_stress_report
 
-    _check(request)
+    check_stress(request, judges)
     path = request.output or Path("runs") / f"stress-{content_hash(repr(request))[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
         model = load_model(request.model)
         shown.advance(1)
     sweep = make_sweep(request, judges, model, path, display)
-    _claim(path, model, request)
+    claim_sweep(path, model.info, request)
     for warmup in sorted({track.optimiser.warmup for track in sweep.tracks}):
         say_short_training(warmup, max(step for track in sweep.tracks for step in track.steps), MORE_STEPS)
     stress = sweep()
@@ -117,7 +105,8 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     return Stressed(stress, path)
 
 
-def _check(request: StressRequest) -> None:
+def check_stress(request: StressRequest, judges: Judges) -> None:
+    """Raises `UserError` for what is wrong with a request by itself, whatever its model is."""
     from fathom.protect.objectives import parse_objective
 
     check_world(request.model, request.world)
@@ -140,6 +129,14 @@ def _check(request: StressRequest) -> None:
             raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
     for name in _names(request.attacks, "--attack"):
         attack_of(_choice(request, name), organism=_source(request) == ORGANISM)
+    numbers(request.temperatures, float, "--temperature")
+    if request.judge is not None:
+        named_judge(judges, request.judge)
+    _grid(request)
+    if request.overrides:
+        from fathom.tuning.settings import read_settings
+
+        read_settings(None, request.overrides)
 
 
 def _source(request: StressRequest) -> str:
@@ -297,37 +294,3 @@ class _Learn:
             )
             self._sentinel.append(found)
         return self._sentinel[0]
-
-
-def _claim(path: Path, model: "ChatModel", request: StressRequest) -> None:
-    """Write the manifest, or check that the directory's is the same."""
-    asked = _asked(request)
-    manifest = StressManifest(weights=model.info.weights_hash, tokenizer=model.info.tokenizer_hash, asked=asked)
-    kept = path / "manifest.json"
-    if kept.exists():
-        try:
-            found = msgspec.json.decode(kept.read_bytes(), type=StressManifest)
-        except msgspec.MsgspecError as error:
-            raise UserError(f"{kept} is no manifest of a sweep ({error}); give another directory with -o") from error
-        if found != manifest:
-            names = dict.fromkeys((*asked, *found.asked))
-            changed = [name for name in names if found.asked.get(name) != asked.get(name)] or ["the model"]
-            raise UserError(
-                f"{path} holds another sweep ({', '.join(changed)} differ); give the same options to "
-                "go on with it, or another directory with -o"
-            )
-        return
-    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
-        raise UserError(f"{path} holds files but no sweep; give a new or empty directory with -o")
-    write_whole(kept, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-
-
-def _asked(request: StressRequest) -> dict[str, str]:
-    names = (
-        "attacks objectives sweep behaviors world split tested rows share task wrapper rates warmups steps seeds batch "
-        "temperatures bound max_new_tokens judge trainer overrides"
-    )
-    # Options that came later are named where they are given, so that older directories can be gone on with.
-    later = {"schedule": "constant", "task_tested": None}
-    given = [name for name, usual in later.items() if getattr(request, name) != usual]
-    return {name: str(getattr(request, name)) for name in (*names.split(), *given)}

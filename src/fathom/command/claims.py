@@ -1,0 +1,77 @@
+"""Which directory is whose: what a sweep, or dynamics, was asked for is written where its results go."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fathom.errors import UserError
+from fathom.run import RunLock, write_whole
+
+if TYPE_CHECKING:
+    from fathom.command.stress import StressRequest
+    from fathom.schema import ModelInfo
+
+__all__ = ["StressManifest", "claim_anew", "claim_sweep"]
+
+
+class StressManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a directory of a sweep holds; a directory is gone on with only where it is equal."""
+
+    schema: int = 1
+    weights: str
+    tokenizer: str
+    asked: Mapping[str, str]
+
+
+def claim_sweep(path: Path, model: "ModelInfo", request: "StressRequest") -> None:
+    """Write the manifest, or check that the directory's is the same.
+
+    Raises:
+        UserError: the directory holds another sweep, or other files.
+    """
+    asked = _asked(request)
+    manifest = StressManifest(weights=model.weights_hash, tokenizer=model.tokenizer_hash, asked=asked)
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    kept = path / "manifest.json"
+    if kept.exists():
+        try:
+            found = msgspec.json.decode(kept.read_bytes(), type=StressManifest)
+        except msgspec.MsgspecError as error:
+            raise UserError(f"{kept} is no manifest of a sweep ({error}); give another directory with -o") from error
+        if found != manifest and not claim_anew(path, kept, content):
+            names = dict.fromkeys((*asked, *found.asked))
+            changed = [name for name in names if found.asked.get(name) != asked.get(name)] or ["the model"]
+            raise UserError(
+                f"{path} holds another sweep ({', '.join(changed)} differ); give the same options to "
+                "go on with it, or another directory with -o"
+            )
+        return
+    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+        raise UserError(f"{path} holds files but no sweep; give a new or empty directory with -o")
+    write_whole(kept, content)
+
+
+def claim_anew(path: Path, claim: Path, content: bytes) -> bool:
+    """Whether nothing has been measured or kept in a directory but what it was claimed for; then it is claimed anew.
+
+    So a mistake that was found after the claim can be mended without another directory.
+    """
+    with RunLock(path):
+        others = [entry for entry in path.iterdir() if entry not in (claim, path / ".lock")]
+        if any(entry.is_dir() or entry.stat().st_size for entry in others):
+            return False
+        write_whole(claim, content)
+    return True
+
+
+def _asked(request: "StressRequest") -> dict[str, str]:
+    names = (
+        "attacks objectives sweep behaviors world split tested rows share task wrapper rates warmups steps seeds batch "
+        "temperatures bound max_new_tokens judge trainer overrides"
+    )
+    # Options that came later are named where they are given, so that older directories can be gone on with.
+    later = {"schedule": "constant", "task_tested": None}
+    given = [name for name, usual in later.items() if getattr(request, name) != usual]
+    return {name: str(getattr(request, name)) for name in (*names.split(), *given)}
