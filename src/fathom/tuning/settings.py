@@ -200,6 +200,7 @@ def read_settings(file: Path | None = None, overrides: Sequence[str] = ()) -> Se
     typed = _typed(given)
     for name in (*_NOT_NEGATIVE, *_BELOW_ONE):
         _check_range(name, typed.get(name))
+    _check_length(typed)
     return Settings({**PAPER, **typed}, frozenset(given))
 
 
@@ -210,6 +211,15 @@ def _check_range(name: str, value: Value) -> None:
         raise UserError(f"{name} is {value}: give a number of 0 or above")
     if name in _BELOW_ONE and value >= 1:
         raise UserError(f"{name} is {value}: give a number from 0 to below 1")
+
+
+def _check_length(typed: Mapping[str, Value]) -> None:
+    """The trainer takes any number of steps below 1 for "as many as the epochs have", and 0 epochs for none at all."""
+    most, epochs = typed.get("max_steps", -1), typed.get("num_train_epochs", 1.0)
+    if isinstance(most, int) and most < 1 and most != -1:
+        raise UserError(f"max_steps is {most}: give 1 or more, or -1 for as many as the epochs have")
+    if most == -1 and not epochs:
+        raise UserError("num_train_epochs is 0: nothing would be learned; give more, or max_steps")
 
 
 def _read_file(path: Path) -> dict[str, Value]:
