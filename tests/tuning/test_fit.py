@@ -297,6 +297,7 @@ def test_no_rows_is_one_line(model: ChatModel) -> None:
         ("max_length=1", "at least 2"),
         ("max_steps=-5", "give 1 or more, or -1"),
         ("num_train_epochs=0", "nothing would be learned"),
+        ("seed=-1", "from 0 to 4294967295"),
         ("per_device_train_batch_size=0", "at least 1"),
         ("optim=newton", "optim"),
     ],

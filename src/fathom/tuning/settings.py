@@ -200,6 +200,8 @@ def read_settings(file: Path | None = None, overrides: Sequence[str] = ()) -> Se
     typed = _typed(given)
     for name in (*_NOT_NEGATIVE, *_BELOW_ONE):
         _check_range(name, typed.get(name))
+    for name in ("seed", "data_seed"):
+        _check_seed(name, typed.get(name))
     _check_length(typed)
     return Settings({**PAPER, **typed}, frozenset(given))
 
@@ -211,6 +213,11 @@ def _check_range(name: str, value: Value) -> None:
         raise UserError(f"{name} is {value}: give a number of 0 or above")
     if name in _BELOW_ONE and value >= 1:
         raise UserError(f"{name} is {value}: give a number from 0 to below 1")
+
+
+def _check_seed(name: str, value: Value) -> None:
+    if isinstance(value, int) and not 0 <= value < 2**32:
+        raise UserError(f"{name} is {value}: give a whole number from 0 to {2**32 - 1}")
 
 
 def _check_length(typed: Mapping[str, Value]) -> None:
