@@ -9,22 +9,26 @@ of the searches had succeeded.
 
     python benchmarks/suffix_search.py                          the shipped model, test split
     python benchmarks/suffix_search.py --model DIR --world 103 --split development --seeds 0 1 2
+    python benchmarks/suffix_search.py --beside                 the same searches and tokens, in a tenth of the time
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 
 import torch
 
 from common import environment
-from fathom.attack.kinds import PreparedBehavior, Victim, prepare
+from fathom.attack.kinds import PreparedBehavior, Target, Victim, prepare
 from fathom.attack.suffix.attack import Suffix, TargetKind
 from fathom.attack.suffix.state import State
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
+from together import together
 
 
 @dataclass(frozen=True)
@@ -78,27 +82,41 @@ class Outcome:
 
 
 def run(
-    attack: Counted, model: ChatModel, items: Sequence[PreparedBehavior], seeds: Sequence[int], limit: int
+    attack: Counted, model: ChatModel, items: Sequence[PreparedBehavior], seeds: Sequence[int], limit: int, beside: bool
 ) -> list[Outcome]:
-    """Every behavior's search to its end, or until it has spent the limit; a chain for each seed."""
-    found: list[Outcome] = []
+    """Every behavior's search to its end, or until it has spent the limit; chains for each seed.
+
+    `beside`: all chains at once. The searches are the same, and a search's seconds say nothing.
+    """
+    jobs: list[Callable[[], list[Outcome]]] = []
     for seed in seeds:
-        seeded, victim = replace(attack, seed=seed), Victim(model, OrganismJudge(), seed)
-        ended: list[State] = []
-        for place, target in enumerate(seeded.targets(items)):
+        seeded = replace(attack, seed=seed)
+        targets = seeded.targets(items)
+        for start in range(0, len(targets), seeded.chain):
             # Searches that share nothing each have a start of their own, as they have it in a chain once one is won.
-            own = seeded if attack.chain > 1 else replace(seeded, seed=1000 * seed + place)
-            start = time.perf_counter()
-            own.looks.clear()
-            state = own.begin(target, victim, ended[len(ended) - len(ended) % own.chain :])
-            begun, looked = state.queries, len(own.looks)
-            while not state.verified and spent(state) < limit:
-                state = own.step(state, target, victim)
-            ended.append(state)
-            whole = own.length + 2 + len(own.wanted(target.items[0], model).ids)
-            scored = state.queries - begun - (len(own.looks) - looked)  # a step's gradient is one of them
-            nano = len(target.items[0].prompt_ids) + sum(own.looks) + (scored + 2 * state.step) * whole
-            found.append(Outcome(state.verified, state.step, spent(state), nano, time.perf_counter() - start, seed))
+            own = seeded if seeded.chain > 1 else replace(seeded, seed=1000 * seed + start)
+            links = targets[start : start + seeded.chain]
+            jobs.append(partial(chained, replace(own, looks=[]), Victim(model, OrganismJudge(), seed), links, limit))
+    return list(chain.from_iterable(together(model, jobs) if beside else [job() for job in jobs]))
+
+
+def chained(attack: Counted, victim: Victim, targets: Sequence[Target], limit: int) -> list[Outcome]:
+    """The searches of one chain, in their order."""
+    ended: list[State] = []
+    found: list[Outcome] = []
+    for target in targets:
+        start = time.perf_counter()
+        attack.looks.clear()
+        state = attack.begin(target, victim, ended)
+        begun, looked = state.queries, len(attack.looks)
+        while not state.verified and spent(state) < limit:
+            state = attack.step(state, target, victim)
+        ended.append(state)
+        whole = attack.length + 2 + len(attack.wanted(target.items[0], victim.model).ids)
+        scored = state.queries - begun - (len(attack.looks) - looked)  # a step's gradient is one of them
+        nano = len(target.items[0].prompt_ids) + sum(attack.looks) + (scored + 2 * state.step) * whole
+        seconds = time.perf_counter() - start
+        found.append(Outcome(state.verified, state.step, spent(state), nano, seconds, victim.seed))
     return found
 
 
@@ -132,6 +150,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=SHOWN, help=f"variants: {'; '.join(VARIANTS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--limit", type=int, default=100_000, help="tokens a search")
+    parser.add_argument("--beside", action="store_true", help="all searches of a line at once, in common batches")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(environment())
@@ -140,7 +159,7 @@ def main() -> None:
     items = prepare(model.chat, asked)
     for name in arguments.only:
         attack = replace(VARIANTS[name], target=arguments.target, tokens=arguments.tokens)
-        found = run(attack, model, items, arguments.seeds, arguments.limit)
+        found = run(attack, model, items, arguments.seeds, arguments.limit, arguments.beside)
         if name.startswith("plain"):
             show(f"{name}, as nanoGCG", [replace(one, tokens=one.nano_tokens) for one in found])
         show(f"{name}, shared" if name.startswith("plain") else name, found)

@@ -1,5 +1,6 @@
 """Suffixes as attacks: what is searched for, what a state stands for, and what their attempts hold."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -148,6 +149,20 @@ def test_the_benchmark_runs() -> None:
     assert "NO" not in done.stdout
 
 
+def test_searches_beside_each_other_are_the_same(model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark's common batches against one search after another: tokens, steps and successes."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[3] / "benchmarks")
+    suffix_search = importlib.import_module("suffix_search")
+    items = prepare(model.chat, BEHAVIORS[:3])
+    for name in ("default", "plain, width 8, topk 16"):
+        one, many = (
+            suffix_search.run(suffix_search.VARIANTS[name], model, items, [0, 1], 900, beside)
+            for beside in (False, True)
+        )
+        assert [replace(a, seconds=0) for a in one] == [replace(a, seconds=0) for a in many]
+        assert sum(a.steps for a in one) > 3
+
+
 def test_a_search_begins_with_what_is_best_here_of_what_was_found_before(model: ChatModel) -> None:
     """Against scoring each known suffix by itself; what was not won, or too long ago, is not known."""
     victim = Victim(model, NeverJudge(), 0)
@@ -181,6 +196,28 @@ def test_answers_behind_known_suffixes_are_looked_at_until_one_is_what_was_asked
     assert none.best.ids == none.current.ids == min(alone, key=lambda state: state.best.loss).best.ids
     every = replace(attack, tries=9).begin(target, never, won)
     assert set(every.tried) == {state.best.ids for state in alone}
+
+
+def test_what_opened_most_is_looked_at_first(model: ChatModel) -> None:
+    """Where it opened enough: else four are scored before any answer is looked at."""
+    attack = Suffix(length=6, width=4, topk=4, tries=1, answer_tokens=20)
+    victim = Victim(model, NeverJudge(), 0)
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
+    alone = [replace(attack, seed=seed).init(target, victim) for seed in range(3)]
+    ids = [state.best.ids for state in alone]
+    best = min(range(3), key=lambda place: alone[place].best.loss)
+    other, third = (best + 1) % 3, (best + 2) % 3
+
+    def won(by: int, *vain: int) -> State:
+        return msgspec.structs.replace(alone[by], verified=True, tried=(*(ids[place] for place in vain), ids[by]))
+
+    led = attack.begin(target, victim, [won(best), won(other), won(other, best), won(third, best)])
+    assert led.tried == (ids[other],)
+    assert led.best.ids == ids[best]  # the others are scored, and the search goes on from the best of all
+    assert led.queries == 2 + 3 + 1
+    even = attack.begin(target, victim, [won(best), won(other), won(third), won(other, best), won(third, other)])
+    assert even.tried == (ids[best],)
+    assert even.queries == 1 + 3 + 1
 
 
 def test_where_a_start_leads_no_further_another_is_tried(model: ChatModel) -> None:

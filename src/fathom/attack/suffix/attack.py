@@ -7,6 +7,7 @@ TypedSuffix       no search: a text found elsewhere (on another model, in a repo
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import msgspec
@@ -24,6 +25,7 @@ from fathom.records import Attempt, Exchange, Label, Sampling
 __all__ = ["Suffix", "TargetKind", "TypedSuffix", "UniversalSuffix"]
 
 _GROUP = 4
+_LIKELY = 0.65  # chance of a favourite, from which on it pays to look at its answer before others are scored
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Suffix(Suffixes):
     for any, or at another random one (`kick` 0).
 
     Of every `chain` behaviors, each search begins with the last `pool` distinct suffixes that were found for those
-    before it. The answers behind at most `tries` of them are looked at, best first among four at a time, until one is
-    harmful; else the search goes on from the very best. With `chain` 1 or `pool` 0, each goes by itself.
+    before it. The answers behind at most `tries` of them are looked at until one is harmful: first the one that opened
+    most of what it was tried on, if that is likely enough to do, then best first among four at a time. Else the search
+    goes on from the very best. With `chain` 1 or `pool` 0, each goes by itself.
 
     Source: starting from what was found elsewhere, Jia et al. 2405.21018 (easy-to-hard initialisation); here from all
     behaviors that were already won. Going on from the best, disturbed: iterated local search.
@@ -71,7 +74,7 @@ class Suffix(Suffixes):
         """Begin with what was found for the chain's earlier behaviors, where that was anything."""
         search = search_of(self, target, victim)
         state: State | None = None
-        for group in _groups(_won(earlier, self.pool)):
+        for group in _groups(_won(earlier, self.pool), earlier):
             known = search.ranked(group)
             if known.entries:
                 state = search.begin(known) if state is None else search.join(state, known)
@@ -178,7 +181,21 @@ def _won(states: Sequence[State], count: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(state.best.ids for state in reversed(states) if state.verified))[:count]
 
 
-def _groups(known: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Those of a group are scored before any answer is looked at."""
+def _groups(known: Sequence[tuple[int, ...]], earlier: Sequence[State]) -> Iterator[Sequence[tuple[int, ...]]]:
+    """Those of a group are scored before any answer is looked at; a favourite is a group of its own, the first."""
+    favourite = max(known, key=partial(_chance, earlier=earlier), default=None)
+    if favourite is not None and _chance(favourite, earlier) >= _LIKELY:
+        yield (favourite,)
+        known = [ids for ids in known if ids != favourite]
     for start in range(0, len(known), _GROUP):
         yield known[start : start + _GROUP]
+
+
+def _chance(ids: tuple[int, ...], earlier: Sequence[State]) -> float:
+    """That this suffix does for one more behavior what it did for earlier ones.
+
+    By Laplace's rule, over those it was tried on without the one that it was found for.
+    """
+    won = [state.verified and state.best.ids == ids for state in earlier]
+    vain = sum(ids in state.tried and not done for state, done in zip(earlier, won, strict=True))
+    return sum(won) / (sum(won) + vain + 1)
