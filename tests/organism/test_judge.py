@@ -260,9 +260,12 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
     judge(unit * 2000)
     seconds = []
     for length in (2_000, 20_000):
-        begun = process_time()
-        judge(unit * length)
-        seconds.append(process_time() - begun)
+        taken = list[float]()
+        for _ in range(3):  # the least of three: a busy machine slows one now and then
+            begun = process_time()
+            judge(unit * length)
+            taken.append(process_time() - begun)
+        seconds.append(min(taken))
     assert seconds[1] < 40 * max(seconds[0], 0.005)
 
 
