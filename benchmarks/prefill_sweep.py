@@ -164,10 +164,12 @@ def prepare(name: str, shape: Shape, threads: int) -> Callable[[], object]:
 
 
 def figures(effort: Effort, threads: int) -> list[Figure]:
-    return measure(SHAPES["small" if effort is Effort.FULL else "quick"], 3, threads)
+    if effort is Effort.QUICK:  # memory would take two more processes, whose imports would be most of the time
+        return measure(SHAPES["quick"], 1, threads, memory=False)
+    return measure(SHAPES["small"], 3, threads)
 
 
-def measure(shape: Shape, rounds: int, threads: int) -> list[Figure]:
+def measure(shape: Shape, rounds: int, threads: int, *, memory: bool = True) -> list[Figure]:
     """Time, outputs and peak memory against `generate`; targets stand beside the quoted shape alone."""
     model = build_model(shape)
     print(
@@ -183,7 +185,6 @@ def measure(shape: Shape, rounds: int, threads: int) -> list[Figure]:
     seconds = common.timings({name: functools.partial(keep, name) for name in RUNS}, rounds)
     common.show(seconds, baseline)
     same = sum(results[ours][key] == output for key, output in results[baseline].items())
-    memory = {name: common.peak_memory(functools.partial(prepare, name, shape, threads)) for name in RUNS}
     at_least, at_most = (Goal.AT_LEAST, Goal.AT_MOST) if shape == SHAPES["small"] else (None, None)
 
     def time_of(read: Callable[[str], float], label: str, goal: Goal | None) -> Figure:
@@ -191,16 +192,21 @@ def measure(shape: Shape, rounds: int, threads: int) -> list[Figure]:
         return Figure(label, read(baseline) / read(ours), goal=goal, target=3, **sides)
 
     def memory_of(read: Callable[[Memory], float], label: str, goal: Goal | None) -> Figure:
-        sides = {"baseline": f"{read(memory[baseline]):.0f} MB", "ours": f"{read(memory[ours]):.0f} MB"}
-        return Figure(label, read(memory[ours]) / read(memory[baseline]), goal=goal, target=2, **sides)
+        sides = {"baseline": f"{read(used[baseline]):.0f} MB", "ours": f"{read(used[ours]):.0f} MB"}
+        return Figure(label, read(used[ours]) / read(used[baseline]), goal=goal, target=2, **sides)
 
-    return [
+    found = [
         time_of(seconds.clock, f"prefilling sweep, {model.num_parameters() / 1e6:.0f} M parameters: time", at_least),
         time_of(seconds.processor, "… processor time", None),
         Figure("… rows with the same output", 100 * same / len(results[baseline]), "%", goal=Goal.AT_LEAST, target=100),
-        memory_of(lambda used: used.peak, "… peak memory of the process", at_most),
-        memory_of(lambda used: used.extra, "… above the loaded model", None),
     ]
+    if memory:
+        used = {name: common.peak_memory(functools.partial(prepare, name, shape, threads)) for name in RUNS}
+        found += [
+            memory_of(lambda one: one.peak, "… peak memory of the process", at_most),
+            memory_of(lambda one: one.extra, "… above the loaded model", None),
+        ]
+    return found
 
 
 def main() -> None:

@@ -2,10 +2,11 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ from fathom.organism.train import (
     train_family,
     train_stage,
 )
+from servers import forking
 
 SMALL = Shape(hidden=16, layers=1, heads=2, inner=16)
 BRIEF = [stage.shortened(3) for stage in FAMILY]
@@ -48,8 +50,16 @@ def ignore(_: object) -> None:
     pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Workers are forked from a process that has torch; started anew, each would pay for its imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fathom.organism.train.multiprocessing", SimpleNamespace(get_context=lambda _method: forking()))
+        yield
+
+
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def family(forked_workers: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, seen = tmp_path_factory.mktemp("family"), list[StageProgress]()
     trained = train_family(9, out, report=seen.append, family=BRIEF, shape=SMALL, processes=1)
     assert trained.seconds > 0

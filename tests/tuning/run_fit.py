@@ -1,17 +1,11 @@
-"""Run by tests in processes of their own: trains the organism, and says what came of it as JSON on standard output.
-
-python run_fit.py plain OUT [save_steps]      one process, or several under torchrun
-python run_fit.py shards                      FSDP2 by fully_shard, under torchrun
-"""
+"""Run by tests in processes of their own (`servers`): trains the organism, and writes what came of it as JSON."""
 
 import json
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-
-torch.set_num_threads(1)
 
 STEPS, ROWS, BATCH = 12, 24, 8
 
@@ -90,7 +84,10 @@ def shards() -> dict[str, object]:
     return found
 
 
-if __name__ == "__main__":
-    result = shards() if sys.argv[1] == "shards" else train(Path(sys.argv[2]), int(sys.argv[3]))
+def main(arguments: tuple[str, ...], environment: Mapping[str, str], result: Path) -> None:
+    """`plain OUT SAVE_STEPS` trains; `shards` shards by `fully_shard`. `environment` is as torchrun would set it."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    found = shards() if arguments[0] == "shards" else train(Path(arguments[1]), int(arguments[2]))
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result))
+        result.write_text(json.dumps(found), encoding="utf-8")
