@@ -190,11 +190,8 @@ class Run:
             UserError: `path` holds something else, or a run of another configuration; says what differs.
         """
         run = cls(path)
+        run.check()
         if not (path / "manifest.json").exists():
-            if path.exists() and not path.is_dir():
-                raise UserError(f"{path} is a file; give a directory with -o")
-            if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
-                raise UserError(f"{path} holds files but no run; give a new or empty directory with -o")
             write_whole(path / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
             return run
         existing = run.manifest
@@ -205,6 +202,18 @@ class Run:
                 "or another directory with -o"
             )
         return run
+
+    def check(self) -> None:
+        """That a run may begin or go on here, as far as can be said before its configuration is known.
+
+        Raises:
+            UserError: the path is a file, or a directory with other files.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; give a directory with -o")
+        begun = (self.path / "manifest.json").exists()
+        if not begun and self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} holds files but no run; give a new or empty directory with -o")
 
     @cached_property
     def manifest(self) -> Manifest:

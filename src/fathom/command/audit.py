@@ -103,6 +103,8 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
 
     ranks = Ranks.of_environment()
     path = request.output or _default_path(request, base, options, behaviors, judge)
+    if ranks.first:
+        Run(path).check()
     display = display_for(ranks)
     with display("loading", 1 if base is None else 2) as shown:
         model = _subject(request, ranks)

@@ -133,6 +133,7 @@ def _run(
     from fathom.tuning.objective import PlainNll
 
     directory = TuningDirectory(request.training.output)
+    directory.check()
     model = load_to_train(request.training.model, ranks)
     manifest = TuningManifest.make(
         "deepen", model.info, _configuration(request, mixture, sampler, sources, settings, resistance)

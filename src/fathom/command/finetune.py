@@ -102,6 +102,7 @@ def _run(
     from fathom.tuning.directory import TuningDirectory, TuningManifest
 
     directory = TuningDirectory(request.training.output)
+    directory.check()
     model = load_to_train(request.training.model, ranks)
     manifest = TuningManifest.make(
         "finetune", model.info, _configuration(request, objective, judge, examples, settings)

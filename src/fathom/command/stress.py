@@ -133,6 +133,7 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
     if request.judge is not None:
         named_judge(judges, request.judge)
     _grid(request)
+    _tasks(request)
     if request.overrides:
         from fathom.tuning.settings import read_settings
 

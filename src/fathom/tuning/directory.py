@@ -97,19 +97,29 @@ class TuningDirectory:
     def manifest(self) -> TuningManifest:
         return msgspec.json.decode((self.inner / "manifest.json").read_bytes(), type=TuningManifest)
 
+    def check(self) -> None:
+        """That a training may begin or go on here, as far as can be said before the model is loaded.
+
+        Raises:
+            UserError: the directory is a file, or holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; give a directory with -o")
+        if (self.inner / "manifest.json").exists() or not self.path.is_dir():
+            return
+        held = [entry.name for entry in self.path.iterdir()]
+        if any(name != "fathom" for name in held):
+            what = "another model" if "config.json" in held else "files that no training of fathom's made"
+            raise UserError(f"{self.path} holds {what}; nothing was overwritten: give a new directory with -o")
+
     def start(self, manifest: TuningManifest) -> None:
         """Begin here, or go on with what was begun by the same command.
 
         Raises:
             UserError: the directory holds something else, or was begun with another configuration.
         """
+        self.check()
         if not (self.inner / "manifest.json").exists():
-            if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"{self.path} is a file; give a directory with -o")
-            held = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
-            if any(name != "fathom" for name in held):
-                what = "another model" if "config.json" in held else "files that no training of fathom's made"
-                raise UserError(f"{self.path} holds {what}; nothing was overwritten: give a new directory with -o")
             write_whole(self.inner / "manifest.json", _json(manifest))
             return
         try:
