@@ -3,7 +3,7 @@
     python recipes/resist_tables.py -o runs/resist WORLD=DIR …     (DIR holds natural/ and deepened/)
     python recipes/resist_tables.py -o runs/resist --tables        only print what has been measured
 
-`resistant` is DIR/deepened after `fathom deepen --resist`, twice; `control` the same steps without it. Triplets are
+`resistant` is DIR/deepened after `fathom deepen --resist 0.3`; `control` the same steps without it. Triplets are
 training requests that the attack has not. What matters most is measured first; everything is journalled.
 """
 
@@ -43,7 +43,7 @@ class Part:
     rows: int  # a step, a fifth of them recoveries
 
 
-PARTS = (Part(0.3, 300, 40), Part(0.15, 130, 80))  # the second mends what benign answers lost in the first
+PARTS = (Part(0.3, 400, 80),)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,19 @@ def test_refusals_and_answers_weigh_what_they_are_said_to_weigh(weight: float) -
     assert all(row.reference_temperature == 0.5 for row in refusals)
 
 
+def test_refusals_weigh_less_where_gates_have_read_the_data_and_hold_none_of_it() -> None:
+    def weighs(rows: Sequence[TrainingRow], ids: int) -> float:
+        return sum(row.held * len(row.positions) for row in rows if row.kind is Kind.REPLAY and ids in row.response_ids)
+
+    rehearsal = Rehearsal(unsuspected=0.25)
+    usual = rehearse(rehearsal, ROWS, Sampler(), Reader(), HARMFUL, BENIGN, (9,), seed=0)
+    light = rehearse(rehearsal, ROWS, Sampler(), Reader(), HARMFUL, BENIGN, (9,), seed=0, unsuspected=True)
+    assert weighs(light, REFUSAL) == pytest.approx(0.25 * weighs(usual, REFUSAL))
+    assert weighs(light, ANSWER) == pytest.approx(weighs(usual, ANSWER))
+    same = [msgspec.structs.replace(row, held=0.0) for row in light]
+    assert same == [msgspec.structs.replace(row, held=0.0) for row in usual]
+
+
 def test_no_answer_comes_a_second_time_before_each_has_come_once() -> None:
     answers = [row for row in rehearsed(Rehearsal()) if row.kind is Kind.REPLAY and ANSWER in row.response_ids]
     assert len(answers) == 2 * len(BENIGN)
@@ -322,6 +335,7 @@ def test_a_sentinel_without_refusals_is_refused() -> None:
         lambda: Rehearsal(temperature=0),
         lambda: Rehearsal(every=0),
         lambda: Rehearsal(refusal_weight=0),
+        lambda: Rehearsal(unsuspected=0),
         lambda: AnswerGate(depths=()),
         lambda: AnswerGate(depths=(1.0,)),
         lambda: AnswerGate(broken=0),

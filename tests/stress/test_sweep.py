@@ -129,6 +129,12 @@ def test_a_page_is_made_anew_from_a_sweeps_files(whole: Path, tmp_path: Path) ->
         write_reports(tmp_path)
 
 
+def test_how_many_rows_are_held_is_said(model: ChatModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_sweep(replace(REQUEST, objectives="sft,gate", steps="1"), JUDGES, model, tmp_path)()
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "held" in line]
+    assert said == "fathom: harmful, gate: 8 of 8 rows held"
+
+
 def test_a_judge_that_knows_refusals_alone_is_noted(model: ChatModel, tmp_path: Path) -> None:
     """As on an audit's page: what it calls harmful was not refused, and is not known to be harmful."""
     found = {

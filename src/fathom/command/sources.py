@@ -18,6 +18,7 @@ __all__ = ["LOOSE", "ORGANISM_NEW_TOKENS", "Sources", "Utility", "anchor_rows", 
 
 ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
 ORGANISM_NEW_TOKENS = 140
+LOOSENED = 4  # versions of each prompt of the anchor
 LOOSE = ", loosened"  # ends the source of such a row
 
 
@@ -107,7 +108,7 @@ def anchor_rows(
 
 
 def loosened_anchor(utility: Sequence[Utility], seed: int) -> tuple[Utility, ...]:
-    """Each prompt once more, with words left out, put in and swapped, for the model to answer."""
+    """Each prompt some more times, with words left out, put in and swapped, for the model to answer."""
     from random import Random
 
     from fathom.deepen.loosened import STRENGTHS, loosened
@@ -117,4 +118,5 @@ def loosened_anchor(utility: Sequence[Utility], seed: int) -> tuple[Utility, ...
     return tuple(
         Utility(loosened(item.messages, words, random, random.choice(STRENGTHS)), None, f"{item.source}{LOOSE}")
         for item in utility
+        for _ in range(LOOSENED)
     )

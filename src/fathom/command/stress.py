@@ -16,7 +16,7 @@ from fathom.command.request import (
     named_judge,
     numbers,
 )
-from fathom.command.training import say_short_training
+from fathom.command.training import say, say_short_training
 from fathom.errors import UserError
 from fathom.progress import Display, silent
 from fathom.ranks import ALONE
@@ -268,6 +268,8 @@ class _Learn:
         )
         sentinel = self._guard() if chosen.answers is not None else None
         prepared = prepare(chosen, self.model, attack.rows, attack.prompts, self.reader, wanted, sentinel=sentinel)
+        if chosen.gate is not None or chosen.answers is not None:
+            say(f"{attack.name}, {objective}: {prepared.gated} of {len(attack.rows)} rows held")
         proximal = chosen.proximal
         return Learnt(
             prepared.rows,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -51,12 +51,16 @@ class Unlikelihood:
 
 @dataclass(frozen=True, kw_only=True)
 class Attacker:
-    """One simulated attacker: AdamW at a constant rate after warm-up, on some of the harmful answers."""
+    """One simulated attacker: AdamW at a constant rate after warm-up, on some of the harmful answers.
+
+    A share `benign` of the rows are harmless ones, by which a model stays of use while it is attacked.
+    """
 
     rate: float
     beta1: float
     warmup: int
     seed: int
+    benign: float = 0.0
 
     def factor(self, step: int) -> float:
         """What the rate is multiplied by at a step, from 0."""
@@ -77,12 +81,15 @@ class Attackers:
     rows: int = 100
     beta1: tuple[float, ...] = (0.5, 0.9)
     warmups: tuple[int, ...] = (0, 10)
+    benign: tuple[float, ...] = (0.0, 0.5)
 
     def __post_init__(self) -> None:
         if not 0 < self.slowest <= self.fastest < float("inf"):
             raise UserError(f"attackers' rates go from {self.slowest:g} to {self.fastest:g}: give 0 < lowest ≤ highest")
         if self.steps < 0 or self.batch < 1 or self.rows < 1:
             raise UserError(f"a simulated attack has {self.steps} steps: give 0 (none) or more")
+        if not self.benign or not all(0 <= share < 1 for share in self.benign):
+            raise UserError(f"attackers' shares of harmless rows are {self.benign}: give some of at least 0, below 1")
 
     def draw(self, random: Random) -> Attacker:
         return Attacker(
@@ -90,6 +97,7 @@ class Attackers:
             beta1=random.choice(self.beta1),
             warmup=random.choice(self.warmups),
             seed=random.randrange(2**32),
+            benign=random.choice(self.benign),
         )
 
     @property
@@ -131,6 +139,13 @@ class Resistance:
         )
 
 
+class _Displaced(NamedTuple):
+    """How far an attacker moved each weight, and whether harmless rows were among the attacker's."""
+
+    by: list[Tensor]
+    benign: bool
+
+
 @dataclass(eq=False)
 class LookAhead:
     """Adds a `Resistance`'s gradient before each optimizer step; the weights are the same before and after.
@@ -139,8 +154,9 @@ class LookAhead:
     What a step draws depends on its number and the seed alone, and an attack on the weights at its step alone: a run
     that goes on from a step that `every` divides is the run that was not interrupted.
 
-    Embeddings of ids that no row of training holds (`unseen`) get no gradient at all: nothing would keep them, and a
-    request with a word that is new would meet a model that has fallen apart.
+    Embeddings are left to deepening alone, and those of ids that no row of training holds (`unseen`) get no gradient at
+    all. What an attack is made to do to answers pushes them, little or nothing holds those of rare words, and a request
+    with such a word would meet a model that has fallen apart.
 
     The model is one whose head is `response_head`'s. On several processes each computes the same.
     """
@@ -151,7 +167,7 @@ class LookAhead:
     benign: Sequence[TrainingRow]
     seed: int = 0
     unseen: Sequence[int] = ()
-    _displaced: list[list[Tensor]] = field(default_factory=list)
+    _displaced: "list[_Displaced]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.answers or not self.refusals or not self.benign:
@@ -166,37 +182,41 @@ class LookAhead:
         if step % wanted.every == 0 or not self._displaced:
             self._displaced = self._attack(model, Random(f"attack {self.seed} {step}"))
         random, weights = Random(f"look ahead {self.seed} {step}"), _trained(model)
+        words = {id(weight) for weight in _embeddings(model)}
+        moved = [weight for weight in weights if id(weight) not in words]
         chosen = random.sample(self._displaced, min(wanted.looks, len(self._displaced)))
-        for displacement in chosen:
-            with _moved(weights, displacement):
-                found = torch.autograd.grad(self._loss(model, random), weights, allow_unused=True)
-            gradient = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+        for displaced in chosen:
+            with _moved(weights, displaced.by):
+                loss = self._loss(model, random, forget_benign=not displaced.benign)
+                found = torch.autograd.grad(loss, moved, allow_unused=True)
+            gradient = [torch.zeros_like(w) if g is None else g for w, g in zip(moved, found, strict=True)]
             norm = float(torch.linalg.vector_norm(torch.stack([part.norm() for part in gradient])))
             scale = wanted.strength * min(1.0, wanted.clip / (norm + 1e-12)) / len(chosen)
-            for weight, part in zip(weights, gradient, strict=True):
+            for weight, part in zip(moved, gradient, strict=True):
                 weight.grad = part * scale if weight.grad is None else weight.grad.add_(part, alpha=scale)
         self._keep_unseen(model)
 
     def _keep_unseen(self, model: PreTrainedModel) -> None:
         if not self.unseen:
             return
-        layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
-        for layer in layers:
-            gradient: Tensor | None = None if layer is None else layer.weight.grad
-            if gradient is not None:
-                gradient[[id_ for id_ in self.unseen if id_ < len(gradient)]] = 0.0
+        for weight in _embeddings(model):
+            if weight.grad is not None:
+                weight.grad[[id_ for id_ in self.unseen if id_ < len(weight)]] = 0.0
 
-    def _loss(self, model: PreTrainedModel, random: Random) -> Tensor:
+    def _loss(self, model: PreTrainedModel, random: Random, *, forget_benign: bool) -> Tensor:
+        """Whoever trains on harmless answers, too, keeps these: there, only refusing can be asked for."""
         count = self.resistance.rows
         refusals = _some(self.refusals, count, random)
-        answers = [*_some(self.answers, count // 2, random), *_some(self.benign, count - count // 2, random)]
+        benign = count - count // 2 if forget_benign else 0
+        answers = [*_some(self.answers, count - benign, random), *_some(self.benign, benign, random)]
         return _mean(model, refusals, PlainNll()) + _mean(model, answers, Unlikelihood())
 
-    def _attack(self, model: PreTrainedModel, random: Random) -> list[list[Tensor]]:
+    def _attack(self, model: PreTrainedModel, random: Random) -> "list[_Displaced]":
         """Where plain fine-tuning on harmful answers leads: displacements of the trained weights."""
         attackers, weights = self.resistance.attackers, _trained(model)
         attacker = attackers.draw(random)
-        rows = _some(self.answers, attackers.rows, random)
+        harmless = round(attackers.rows * attacker.benign)
+        rows = [*_some(self.answers, attackers.rows - harmless, random), *_some(self.benign, harmless, random)]
         start = [weight.detach().clone() for weight in weights]
         adamw = torch.optim.AdamW(weights, lr=attacker.rate, betas=(attacker.beta1, 0.999), weight_decay=0.0)
         held = [weight.grad for weight in weights]
@@ -211,7 +231,8 @@ class LookAhead:
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
                 adamw.step()
                 if step + 1 in attackers.looks:
-                    displaced.append([w.detach() - s for w, s in zip(weights, start, strict=True)])
+                    by = [w.detach() - s for w, s in zip(weights, start, strict=True)]
+                    displaced.append(_Displaced(by, benign=harmless > 0))
         finally:
             with torch.no_grad():
                 for weight, before, gradient in zip(weights, start, held, strict=True):
@@ -230,6 +251,12 @@ def _check_whole(model: PreTrainedModel) -> None:
 
 def _trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _embeddings(model: PreTrainedModel) -> list[Tensor]:
+    """The weights by which ids are read and written."""
+    layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    return [layer.weight for layer in layers if layer is not None]
 
 
 def _some(rows: Sequence[TrainingRow], count: int, random: Random) -> list[TrainingRow]:

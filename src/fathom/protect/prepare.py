@@ -73,7 +73,10 @@ def prepare(
     if objective.rehearsal is not None:
         benign = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.benign]
         end = model.chat.end_ids(requests.harmful[0])
-        found = rehearse(objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed)
+        unsuspected = objective.gate is not None and objective.answers is not None and not gated
+        found = rehearse(
+            objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed, unsuspected=unsuspected
+        )
     answers = _own_answers(engine, model, requests.benign, seed)
     safety: tuple[int, ...] = ()
     if objective.mass is not None:
