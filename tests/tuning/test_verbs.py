@@ -117,7 +117,7 @@ def test_finetune_asks_a_sentinel_where_it_is_to(tmp_path: Path, monkeypatch: py
     from fathom.stress import sentinel
 
     monkeypatch.setattr(sentinel, "_LEGS", ((2, 1e-4),))
-    monkeypatch.setattr(sentinel, "_MEETING", 4)
+    monkeypatch.setattr(sentinel, "_MEETING", 8)
     monkeypatch.setattr(finetune, "ORGANISM_HARMFUL", 16)
     monkeypatch.setattr(finetune, "ORGANISM_BENIGN", 16)
     out, rows = tmp_path / "model", data(tmp_path / "data.jsonl", 8)
