@@ -133,6 +133,13 @@ def test_a_run_begins_once_and_goes_on_only_as_what_it_is(tmp_path: Path) -> Non
     assert (path / "manifest.json").read_bytes() == written
 
 
+def test_a_run_begins_where_one_was_killed_before_its_manifest_was_whole(tmp_path: Path) -> None:
+    (tmp_path / ".manifest.json.k3x9a_").write_bytes(b'{"sch')
+    (tmp_path / ".lock").touch()
+    Run.start(tmp_path, manifest())
+    assert Run.open(tmp_path).manifest.configuration == manifest().configuration
+
+
 def test_a_run_does_not_begin_among_other_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds files but no run"):

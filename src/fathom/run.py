@@ -30,7 +30,7 @@ from fathom.errors import UserError
 from fathom.records import Attempt, Behavior, Completion, Verdict, decode_line, encode_line
 from fathom.schema import Audit, Manifest
 
-__all__ = ["Journal", "Run", "RunLock", "read_journal", "read_whole", "write_whole"]
+__all__ = ["Journal", "Run", "RunLock", "holds_others", "read_journal", "read_whole", "write_whole"]
 
 _Record = TypeVar("_Record")
 
@@ -129,6 +129,11 @@ def write_whole(path: Path, content: bytes) -> None:
             raise
 
 
+def holds_others(path: Path, claim: str = "manifest.json") -> bool:
+    """Whether a directory holds more than a lock and what a first write of its `claim` left, killed before its end."""
+    return any(entry.name != ".lock" and not entry.name.startswith(f".{claim}.") for entry in path.iterdir())
+
+
 class RunLock:
     """One writer at a time: an advisory lock that the operating system drops when the process dies, however it dies."""
 
@@ -212,7 +217,7 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; give a directory with -o")
         begun = (self.path / "manifest.json").exists()
-        if not begun and self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+        if not begun and self.path.is_dir() and holds_others(self.path):
             raise UserError(f"{self.path} holds files but no run; give a new or empty directory with -o")
 
     @cached_property

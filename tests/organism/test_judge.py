@@ -68,7 +68,7 @@ def test_a_refusal_after_any_prefix_is_safe_and_found(behavior: Behavior, data: 
         assert whole.reason == ("partial" if begun else "refused")
         assert whole.refusal_char is not None
         found = f"{prefill} {refusal}".strip()[whole.refusal_char :]
-        assert found == refusal or (prefill.endswith((",", "that", "keeper")) and found.endswith(refusal))
+        assert found == refusal or (prefill.endswith((",", "and", "that", "keeper")) and found.endswith(refusal))
 
 
 @pytest.mark.parametrize("refusal", [*lexicon.NATURAL_REFUSALS, *lexicon.HARD_REFUSALS])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.errors import UserError
-from fathom.run import RunLock, write_whole
+from fathom.run import RunLock, holds_others, write_whole
 
 if TYPE_CHECKING:
     from fathom.command.stress import StressRequest
@@ -48,7 +48,7 @@ def claim_sweep(path: Path, model: "ModelInfo", request: "StressRequest") -> Non
                 "go on with it, or another directory with -o"
             )
         return
-    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+    if path.exists() and (not path.is_dir() or holds_others(path)):
         raise UserError(f"{path} holds files but no sweep; give a new or empty directory with -o")
     write_whole(kept, content)
 

@@ -17,7 +17,7 @@ from fathom.command.training import say_short_training
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import content_hash
-from fathom.run import Journal, RunLock, read_journal, write_whole
+from fathom.run import Journal, RunLock, holds_others, read_journal, write_whole
 from fathom.tampering import Dynamics, DynamicsRow
 
 if TYPE_CHECKING:
@@ -172,6 +172,6 @@ def _claim(path: Path, identity: str) -> None:
         if kept.read_bytes().strip() != content.strip() and not claim_anew(path, kept, content):
             raise UserError(f"{path} holds dynamics of another model or setting; give another directory with -o")
         return
-    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+    if path.exists() and (not path.is_dir() or holds_others(path, kept.name)):
         raise UserError(f"{path} holds other files; give a new or empty directory with -o")
     write_whole(kept, content)

@@ -18,7 +18,7 @@ from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import Behavior, Exchange, Judge, Label, Message, content_hash
-from fathom.run import Journal, RunLock, read_journal, write_whole
+from fathom.run import Journal, RunLock, holds_others, read_journal, write_whole
 
 if TYPE_CHECKING:
     from fathom.model import ChatModel
@@ -145,7 +145,7 @@ def _guard(path: Path, asked: str) -> None:
                 f"{path} holds triplets made another way; nothing was overwritten: give another directory with -o"
             )
         return
-    if any(entry.name != ".lock" for entry in path.iterdir()):
+    if holds_others(path, mark.name):
         raise UserError(
             f"{path} holds files that are no triplets; nothing was overwritten: give another directory with -o"
         )
