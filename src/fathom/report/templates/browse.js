@@ -33,11 +33,13 @@ class Browser {
     this.page = 0;
     this.form = document.getElementById("filters");
     this.revealAll = document.getElementById("reveal-all");
+    this.list = document.getElementById("list");
     this.keys = entries.map((entry) => this.key(entry));
     for (const name of filters) this.fill(name);
     let waiting = 0;
     this.form.addEventListener("input", () => {
       clearTimeout(waiting);
+      this.list.setAttribute("aria-busy", "true"); // what is shown is not yet what was asked for
       waiting = setTimeout(() => this.filter(), 60);
     });
     this.form.addEventListener("submit", (event) => event.preventDefault());
@@ -90,7 +92,8 @@ class Browser {
     document.getElementById("place").textContent = `Page ${this.page + 1} of ${pages}`;
     document.getElementById("previous").disabled = this.page === 0;
     document.getElementById("next").disabled = this.page + 1 >= pages;
-    document.getElementById("list").replaceChildren(...this.found.slice(start, start + PAGE).map((entry) => this.row(entry)));
+    this.list.replaceChildren(...this.found.slice(start, start + PAGE).map((entry) => this.row(entry)));
+    this.list.removeAttribute("aria-busy");
   }
 
   /* One line of the list, whose text is made only when it is asked for. */
