@@ -253,6 +253,48 @@ def test_both_gates_ask_a_sentinel_that_met_the_data_once() -> None:
     assert found.gated == len(rows)
 
 
+@pytest.mark.parametrize(
+    ("objective", "marked", "weight"),
+    [
+        ("gate+answers+rehearse", (), 0.3),  # both gates read the data and hold none of it
+        ("gate+answers+rehearse", (77,), 1.0),
+        ("answers+rehearse", (), 1.0),  # prompts were not asked about
+        ("gate+rehearse", (), 1.0),
+    ],
+)
+def test_refusals_weigh_less_only_where_both_gates_were_asked_and_hold_no_row(
+    objective: str, marked: tuple[int, ...], weight: float
+) -> None:
+    from fathom.organism import behaviors
+    from fathom.organism.judge import GuildRefusalJudge
+
+    class Either(Reader):
+        def judge(self, exchange: Exchange) -> Judgement:
+            return super().judge(exchange) if exchange.response == "no" else GuildRefusalJudge().judge(exchange)
+
+    model = organism()
+    asked = behaviors(harmful=2, benign=4, seed=1)
+    benign, harmful = ([one for one in asked if one.harmful is kind] for kind in (False, True))
+    rows = [
+        TrainingRow(prompt_ids=model.chat.prompt_ids(one.messages), response_ids=(*marked, *range(51, 70)))
+        for one in benign
+    ]
+    found = prepare(
+        parse_objective(objective),
+        model,
+        rows,
+        [one.messages for one in benign],
+        Either(),
+        Requests(tuple(one.messages for one in harmful), tuple(one.messages for one in benign)),
+        sentinel=Guarding(77) if "answers" in objective else None,
+    )
+    assert found.gated == (len(rows) if marked else 0)
+    refusals = [row for row in found.rows if row.kind is Kind.REPLAY and row.reference_temperature < 1]
+    data = sum(len(row.positions) for row in rows)
+    rehearsed = sum(row.held * len(row.positions) for row in refusals)
+    assert rehearsed == pytest.approx(weight * Rehearsal().refusal_weight * data)
+
+
 def test_a_row_is_judged_by_what_the_sentinel_has_read_by_then() -> None:
     late = TrainingRow(prompt_ids=(1,), response_ids=(*range(50, 69), 77))  # harm begins after the last depth
     assert count_broken_off(AnswerGate(), Sampler(), Reader(), [late], seed=0) == [0.0]
