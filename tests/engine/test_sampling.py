@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from fathom.engine.sampling import draw, largest
+from fathom.engine.sampling import _at_quantile, _drop_by_buckets, _drop_by_sorting, draw, largest
 from fathom.model import ChatModel
 from fathom.records import Attempt
 from tiny_models import random_ids
@@ -77,6 +77,46 @@ def test_top_p_keeps_what_transformers_keeps(seed: int, top_p: float) -> None:
     logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 0.7
     kept = TopPLogitsWarper(top_p)(torch.zeros(1, 0), logits.clone())[0]  # type: ignore[arg-type]
     assert reachable(logits, top_p=top_p) == set(kept.isfinite().nonzero()[:, 0].tolist())
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1, 7, 300, 20_000]),
+    st.sampled_from([0.0, 0.01, 1.0, 8.0, 200.0]),  # flat, nearly flat, …, all but certain
+    st.sampled_from([1e-9, 0.05, 0.5, 0.9, 0.999, 1 - 1e-12]),
+    st.booleans(),
+)
+def test_buckets_drop_what_sorting_drops(seed: int, vocabulary: int, spread: float, top_p: float, tied: bool) -> None:
+    """Rows that share a place, logits that are equal and that are impossible are among them."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, vocabulary, generator=generator) * spread
+    if tied:
+        logits = logits.round()
+    logits[2, 1::2] = -torch.inf
+    at = torch.tensor([0, 2, 1, 0])
+    probabilities = (logits[at] / torch.tensor([[1.0], [0.7], [2.0], [5.0]])).softmax(-1)
+    wanted = torch.tensor([top_p, 0.3, top_p, 0.8], dtype=torch.float64)
+    found = _drop_by_buckets(logits, at, probabilities, wanted)
+    assert torch.equal(found, _drop_by_sorting(logits, at, probabilities, wanted))
+    assert bool((found.sum(-1) > 0).all())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([1, 255, 256, 257, 1000]), st.floats(0, 1, exclude_max=True))
+def test_the_quantile_is_found_by_chunks_as_one_by_one(seed: int, vocabulary: int, noise: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(4, vocabulary, generator=generator) ** 8
+    weights[torch.rand(4, vocabulary, generator=generator) < 0.5] = 0.0
+    weights[:, seed % vocabulary] = 1e-3
+    row = torch.full((4,), noise, dtype=torch.float64)
+    tokens = _at_quantile(weights, row)[:, None]
+    assert bool((weights.gather(1, tokens) > 0).all())
+    through = weights.double().cumsum(-1)
+    wanted, total = row[:, None] * through[:, -1:], through[:, -1:]
+    upto = through.gather(1, tokens)
+    assert bool((upto - weights.gather(1, tokens) <= wanted + 1e-12 * total).all())
+    assert bool((upto >= wanted - 1e-12 * total).all())
 
 
 @settings(max_examples=60, deadline=None)

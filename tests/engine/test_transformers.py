@@ -139,6 +139,18 @@ def test_an_encoder_decoder_is_refused() -> None:
         TransformersEngine(model).complete([attempt((1, 2))])
 
 
+@pytest.mark.parametrize("family", BOTH_WAYS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_whose_logits_are_no_numbers_is_the_users_to_mend(family: str, temperature: float) -> None:
+    model = tiny_chat(family)
+    with torch.no_grad():
+        next(model.model.parameters()).fill_(torch.nan)
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"not numbers \(NaN\).*--dtype float32"):
+        list(TransformersEngine(model, notify=said.append).complete([attempt((1, 2), temperature=temperature)]))
+    assert not any("nan" in note for note in said)
+
+
 class Cramped:
     """A device on which no more than `most` rows fit; wraps either way of running rows."""
 

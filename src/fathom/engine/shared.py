@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from fathom.engine.attention import NAME, Plan, Segment, StepPlan, TrunkCache, TrunkPlan
 from fathom.engine.memory import is_out_of_memory
 from fathom.engine.rows import Group, Row
-from fathom.engine.sampling import choose
+from fathom.engine.sampling import check_numbers, choose
 from fathom.records import Sampling
 
 __all__ = ["SharedDecoder", "obstacle", "shared_attention"]
@@ -281,12 +281,13 @@ def _disagreement(model: PreTrainedModel, probe: tuple[int, ...]) -> str | None:
         logits_to_keep=torch.tensor(distinct, device=device),
         use_cache=False,
     ).logits[0]
+    check_numbers(plain)
     number = {place: i for i, place in enumerate(distinct)}
     expected = plain[[number[place] for step in places for place in step]].double()
     spread = expected.std(dim=-1).clamp(min=1e-9)
     worst = float(((torch.cat(seen).double() - expected).abs().amax(dim=-1) / spread).max())
     tolerance = _TOLERANCE.get(model.dtype, 2e-1)
-    if worst <= tolerance:  # a NaN disagrees
+    if worst <= tolerance:  # a NaN of the shared way disagrees
         return None
     return f"sharing them changes {type(model).__name__}'s logits by {worst:.2g} standard deviations"
 
