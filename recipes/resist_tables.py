@@ -3,8 +3,9 @@
     python recipes/resist_tables.py -o runs/resist WORLD=DIR …     (DIR holds natural/ and deepened/)
     python recipes/resist_tables.py -o runs/resist --tables        only print what has been measured
 
-`resistant` is DIR/deepened after `fathom deepen --resist 0.3`; `control` the same steps without it. Triplets are
-training requests that the attack has not. What matters most is measured first; everything is journalled.
+`resistant` is DIR/deepened after 400 steps of `fathom deepen --resist 0.1`, `light` and `strong` the same with 0.03 and
+0.3; `control` has no resistance. Triplets are training requests that the attack has not. What matters most is measured
+first; everything is journalled.
 """
 
 import json
@@ -29,21 +30,10 @@ from fathom.model import LoadOptions, load
 from fathom.run import Journal, read_journal
 from fathom.tampering import Asked, Checkpoint, Stress
 
-STAGES = ("natural", "deepened", "control", "resistant")
-TRAINED = ("control", "resistant")
+STRENGTHS = {"control": 0.0, "resistant": 0.1, "light": 0.03, "strong": 0.3}
+STAGES = ("natural", "deepened", *STRENGTHS)
+TRAINED_STEPS, RECOVERIES, ANCHOR = 400, 16, 64  # the last two: rows a step
 DOSES = "8,12,15,20,30,60"
-
-
-@dataclass(frozen=True)
-class Part:
-    """One call of `fathom deepen` on what the one before it made."""
-
-    strength: float
-    steps: int
-    rows: int  # a step, a fifth of them recoveries
-
-
-PARTS = (Part(0.3, 400, 80),)
 
 
 @dataclass(frozen=True)
@@ -74,36 +64,33 @@ def exhibits() -> Iterator[Exhibit]:
 
 def model_of(world: int, directory: Path, stage: str, output: Path) -> Path:
     """Where a stage lies; what is not there is trained."""
-    if stage not in TRAINED:
+    if stage not in STRENGTHS:
         return directory / stage
-    if (output / str(world) / stage / "config.json").exists():
-        return output / str(world) / stage
+    made = output / str(world) / stage
+    if (made / "config.json").exists():
+        return made
     triplets = output / str(world) / "triplets.jsonl"
     if not triplets.exists():
         triplets.parent.mkdir(parents=True, exist_ok=True)
         known = [b for b in sides("organism", world=world).defender if b.harmful]
         rows = [{"prompt": b.messages[0].content, "harmful_response": b.answer, "refusal": b.refusal} for b in known]
         triplets.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    start = directory / "deepened"
-    for number, part in enumerate(PARTS, start=1):
-        last = number == len(PARTS)
-        training = TrainingRequest(
-            verb="deepen",
-            model=ModelRequest(name=str(start), device="cpu"),
-            output=output / str(world) / (stage if last else f"{stage}-{number}"),
-            overrides=(f"max_steps={part.steps}",),
-            audit=False,
-        )
-        request = DeepenRequest(
-            training=training,
-            triplets=triplets,
-            world=world,
-            recovery_rows=part.rows // 5,
-            utility_rows=part.rows - part.rows // 5,
-            resist=part.strength if stage == "resistant" else 0.0,
-        )
-        start = run_deepen(request, JUDGES)
-    return start
+    training = TrainingRequest(
+        verb="deepen",
+        model=ModelRequest(name=str(directory / "deepened"), device="cpu"),
+        output=made,
+        overrides=(f"max_steps={TRAINED_STEPS}",),
+        audit=False,
+    )
+    request = DeepenRequest(
+        training=training,
+        triplets=triplets,
+        world=world,
+        recovery_rows=RECOVERIES,
+        utility_rows=ANCHOR,
+        resist=STRENGTHS[stage],
+    )
+    return run_deepen(request, JUDGES)
 
 
 def measure(
