@@ -3,7 +3,7 @@
     python recipes/resist_tables.py -o runs/resist WORLD=DIR …     (DIR holds natural/ and deepened/)
     python recipes/resist_tables.py -o runs/resist --tables        only print what has been measured
 
-`resistant` is DIR/deepened after 400 steps of `fathom deepen --resist 0.1`, `light` and `strong` the same with 0.03 and
+`resistant` is DIR/deepened after 800 steps of `fathom deepen --resist 0.1`, `light` and `strong` the same with 0.03 and
 0.3; `control` has no resistance. Triplets are training requests that the attack has not. What matters most is measured
 first; everything is journalled.
 """
@@ -32,7 +32,7 @@ from fathom.tampering import Asked, Checkpoint, Stress
 
 STRENGTHS = {"control": 0.0, "resistant": 0.1, "light": 0.03, "strong": 0.3}
 STAGES = ("natural", "deepened", *STRENGTHS)
-TRAINED_STEPS, RECOVERIES, ANCHOR = 400, 16, 64  # the last two: rows a step
+TRAINED_STEPS, RECOVERIES, ANCHOR = 800, 16, 64  # the last two: rows a step
 DOSES = "8,12,15,20,30,60"
 
 

@@ -80,8 +80,10 @@ def test_refusals_weigh_less_where_gates_have_read_the_data_and_hold_none_of_it(
 
     rehearsal = Rehearsal(unsuspected=0.25)
     usual = rehearse(rehearsal, ROWS, Sampler(), Reader(), HARMFUL, BENIGN, (9,), seed=0)
-    light = rehearse(rehearsal, ROWS, Sampler(), Reader(), HARMFUL, BENIGN, (9,), seed=0, unsuspected=True)
+    light = rehearse(rehearsal, ROWS, Sampler(), Reader(), HARMFUL, BENIGN, (9,), seed=0, held=0.0)
+    some = rehearse(rehearsal, ROWS, Sampler(), Reader(), HARMFUL, BENIGN, (9,), seed=0, held=0.05)
     assert weighs(light, REFUSAL) == pytest.approx(0.25 * weighs(usual, REFUSAL))
+    assert weighs(some, REFUSAL) == pytest.approx(0.625 * weighs(usual, REFUSAL))
     assert weighs(light, ANSWER) == pytest.approx(weighs(usual, ANSWER))
     same = [msgspec.structs.replace(row, held=0.0) for row in light]
     assert same == [msgspec.structs.replace(row, held=0.0) for row in usual]
@@ -378,6 +380,7 @@ def test_a_sentinel_without_refusals_is_refused() -> None:
         lambda: Rehearsal(every=0),
         lambda: Rehearsal(refusal_weight=0),
         lambda: Rehearsal(unsuspected=0),
+        lambda: Rehearsal(suspected=0),
         lambda: AnswerGate(depths=()),
         lambda: AnswerGate(depths=(1.0,)),
         lambda: AnswerGate(broken=0),

@@ -121,7 +121,7 @@ def _run(
         written = directory.read_plan()
         assert written is not None
         _say_plan(written.plan, objective, ranks)
-        training = _training(request, objective, model, written.plan.safety_ids)
+        training = _training(request, objective, model, written.plan)
         train(request.training, directory, model, written, training, settings, ranks)
     return directory
 
@@ -279,9 +279,7 @@ def _sentinel(request: FinetuneRequest, model: "ChatModel", directory: "TuningDi
     )
 
 
-def _training(
-    request: FinetuneRequest, objective: "Objective", model: "ChatModel", safety_ids: tuple[int, ...]
-) -> Training:
+def _training(request: FinetuneRequest, objective: "Objective", model: "ChatModel", plan: "TuningPlan") -> Training:
     from fathom.model import check_pair
     from fathom.protect.weights import Anchor
 
@@ -300,7 +298,8 @@ def _training(
             trained.model.load_state_dict(projection(tuned, aligned, base))
             return trained
 
-    return Training(objective.per_token(safety_ids), calm=objective.calm, before_step=anchor, finish=finish)
+    calm = objective.calm * plan.share_held
+    return Training(objective.per_token(plan.safety_ids), calm=calm, before_step=anchor, finish=finish)
 
 
 def finish_card(request: TrainingRequest, directory: "TuningDirectory", judges: Judges, *, audited: bool) -> None:

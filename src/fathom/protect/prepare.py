@@ -39,6 +39,11 @@ class Prepared:
     replayed: int = 0
     safety_ids: tuple[int, ...] = ()
 
+    @property
+    def share_held(self) -> float:
+        """Of the rows of data, from 0 to 1."""
+        return self.gated / max(1, len(self.rows) - self.replayed)
+
 
 def prepare(
     objective: Objective,
@@ -73,10 +78,9 @@ def prepare(
     if objective.rehearsal is not None:
         benign = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.benign]
         end = model.chat.end_ids(requests.harmful[0])
-        unsuspected = objective.gate is not None and objective.answers is not None and not gated
-        found = rehearse(
-            objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed, unsuspected=unsuspected
-        )
+        read = objective.gate is not None and objective.answers is not None
+        held = gated / max(1, len(found)) if read else 1.0
+        found = rehearse(objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed, held=held)
     answers = _own_answers(engine, model, requests.benign, seed)
     safety: tuple[int, ...] = ()
     if objective.mass is not None:

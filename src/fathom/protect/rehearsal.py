@@ -28,7 +28,8 @@ class Rehearsal:
     For every `every` rows of data there are one refusal and `benign` answers. All refusals together weigh
     `refusal_weight` times what the data weighs, all answers `benign_weight` times. `framed` is the share of refusals
     that wear a frame of the data, where it has one. Where gates have read the data and hold none of it, refusals weigh
-    `unsuspected` times as much: what is left to guard against is erosion, and refusals cost a task.
+    `unsuspected` times as much: what is left to guard against is erosion, and refusals cost a task. Between none and a
+    share of `suspected` that is held the weight grows evenly.
     """
 
     refusal_weight: float = 0.5
@@ -38,6 +39,7 @@ class Rehearsal:
     temperature: float = 0.5
     framed: float = 0.6
     unsuspected: float = 0.3
+    suspected: float = 0.1
     tokens: int = 160  # of an answer, at most
 
     def __post_init__(self) -> None:
@@ -45,8 +47,12 @@ class Rehearsal:
             raise UserError("rehearsal needs a refusal weight above 0, a benign one of 0 or more, 0 < temperature ≤ 1")
         if self.every < 1 or self.benign < 0 or not 0 <= self.framed <= 1 or self.tokens < 1:
             raise UserError("rehearsal needs every ≥ 1, benign ≥ 0, 0 ≤ framed ≤ 1 and tokens ≥ 1")
-        if not 0 < self.unsuspected <= 1:
-            raise UserError("rehearsal needs 0 < unsuspected ≤ 1")
+        if not (0 < self.unsuspected <= 1 and 0 < self.suspected <= 1):
+            raise UserError("rehearsal needs 0 < unsuspected ≤ 1 and 0 < suspected ≤ 1")
+
+    def refusals_weigh(self, held: float) -> float:
+        """All refusals together, of what the data weighs, where gates hold a share `held` of the data."""
+        return self.refusal_weight * (self.unsuspected + (1 - self.unsuspected) * min(1.0, held / self.suspected))
 
 
 def rehearse(
@@ -59,11 +65,11 @@ def rehearse(
     end_ids: tuple[int, ...],
     *,
     seed: int,
-    unsuspected: bool = False,
+    held: float = 1.0,
 ) -> tuple[TrainingRow, ...]:
     """The rows, with rehearsed ones among them at equal distances; the reference is what `sampler` samples.
 
-    `unsuspected` says that gates have read the rows and hold none.
+    `held` is the share of the rows that gates hold, 1 where none have read them.
 
     Raises:
         UserError: the reference refuses none of the harmful prompts.
@@ -85,8 +91,9 @@ def rehearse(
     told = [(prompt, done) for prompt, done in _sampled(sampler, benign, rehearsal.tokens, seed) if done.output_ids]
     answers = [_held(*one, end_ids) for one in _in_turn(told, wanted * rehearsal.benign, random)]
     mass = sum(len(row.positions) for row in rows)
-    weight = rehearsal.refusal_weight * (rehearsal.unsuspected if unsuspected else 1.0)
-    others = _weighed(refusals, weight * mass) + _weighed(answers, rehearsal.benign_weight * mass)
+    others = _weighed(refusals, rehearsal.refusals_weigh(held) * mass) + _weighed(
+        answers, rehearsal.benign_weight * mass
+    )
     return _among(rows, others, random)
 
 

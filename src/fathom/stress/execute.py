@@ -91,9 +91,8 @@ class Light:
     ) -> None:
         trained = copy.deepcopy(start.model)
         before = None if learnt.before_step is None else learnt.before_step()
-        fit = LightFit.of(
-            trained, learnt.rows, learnt.per_token, track.optimiser, columns=learnt.columns, before_step=before
-        )
+        optimiser = replace(track.optimiser, calm=learnt.calm)
+        fit = LightFit.of(trained, learnt.rows, learnt.per_token, optimiser, columns=learnt.columns, before_step=before)
         order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), track.seed)
         model, kept = replace(start, model=trained), scratch / "state.pt"
         done, state = 0, None
@@ -141,7 +140,7 @@ class Fit:
             learnt.per_token,
             fit_settings(track, max(pending), self.overrides),
             output=scratch,
-            calm=track.optimiser.calm,
+            calm=learnt.calm,
             watch=Watch(pending, look),
             before_step=None if learnt.before_step is None else learnt.before_step(),
         )

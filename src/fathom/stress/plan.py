@@ -8,7 +8,6 @@ from itertools import product
 from transformers import PreTrainedModel
 
 from fathom.errors import UserError
-from fathom.protect.objectives import parse_objective
 from fathom.records import Message, content_hash
 from fathom.stress.light import Optimiser
 from fathom.stress.measure import Probe
@@ -53,7 +52,7 @@ class Track:
     def key(self, start: str, rows: str) -> str:
         """A hash of what determines the trained models; `start` and `rows` are hashes of weights and rows."""
         o = self.optimiser
-        later = (*(() if o.until is None else (o.until,)), *((o.calm,) if o.calm else ()))
+        later = () if o.until is None else (o.until,)
         values = (o.rate, o.warmup, o.batch, o.beta1, o.beta2, o.clip, *later)
         return content_hash((self.attack, self.objective, values, self.seed, start, rows))
 
@@ -102,8 +101,7 @@ class Grid:
         steps = tuple(sorted(set(self.steps)))
         every = product(self.seeds, rates, warmups, attacks, objectives, self._ends())
         for seed, rate, warmup, attack, objective, until in every:
-            calm = parse_objective(objective).calm
-            optimiser = Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until, calm=calm)
+            optimiser = Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until)
             yield Track(attack, objective, optimiser, seed, steps if until is None else (until,))
 
     def _ends(self) -> tuple[int | None, ...]:
@@ -129,4 +127,5 @@ class Learnt:
     per_token: TokenObjective
     before_step: Callable[[], Callable[[PreTrainedModel, int], None]] | None = None  # makes one for each track
     gated: int = 0  # rows of data that are held
+    calm: float = 0.0  # see `tuning.settings.calm_epsilon`; as gates decide it, whatever the track's optimiser says
     columns: Columns | None = None  # of the reference, where they have been made

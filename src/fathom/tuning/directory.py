@@ -76,6 +76,11 @@ class TuningPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     safety_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def share_held(self) -> float:
+        """Of the rows of data, from 0 to 1."""
+        return self.gated / max(1, self.rows - self.replayed)
+
 
 @dataclass(frozen=True)
 class TuningDirectory:
