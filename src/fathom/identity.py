@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -79,14 +80,15 @@ def describe(config: PreTrainedConfig, chat: ChatFormat, *, name: str, revision:
     )
 
 
-def weights_hash(model: PreTrainedModel) -> str:
-    """A hash of every tensor's name, shape, type and bytes as loaded.
+def weights_hash(model: PreTrainedModel, *, without: Collection[str] = ()) -> str:
+    """A hash of every tensor's name, shape, type and bytes as loaded, but of those whose names are left out.
 
     It is of the parameters in memory, not of files: the same weights hash alike however they are sharded or named on
     disk, and another dtype hashes otherwise. Tensors are hashed side by side, as blake2b leaves Python's lock; those
     that several processes hold in parts (FSDP2) are gathered one by one, by all of them in the same order.
     """
-    tensors = sorted((name, value) for name, value in model.state_dict().items() if isinstance(value, torch.Tensor))
+    held = ((name, value) for name, value in model.state_dict().items() if name not in without)
+    tensors = sorted((name, value) for name, value in held if isinstance(value, torch.Tensor))
     if any(isinstance(value, DTensor) for _, value in tensors):
         digests = [_tensor_digest(value.full_tensor() if isinstance(value, DTensor) else value) for _, value in tensors]
     else:

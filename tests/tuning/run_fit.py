@@ -10,11 +10,12 @@ import torch
 STEPS, ROWS, BATCH = 12, 24, 8
 
 
-def train(out: Path, save_steps: int) -> dict[str, object]:
+def train(out: Path, save_steps: int, *, lora: bool = False) -> dict[str, object]:
     from accelerate import PartialState
 
     from fathom.protect.objectives import Constrained
     from fathom.ranks import Ranks
+    from fathom.tuning.adapter import Adapter
     from fathom.tuning.fit import fit
     from fathom.tuning.settings import read_settings
     from few_rows import guild_rows, organism
@@ -22,6 +23,7 @@ def train(out: Path, save_steps: int) -> dict[str, object]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     state = PartialState(cpu=True)
     model = organism()
+    torch.manual_seed(state.process_index)  # what each has drawn before is its own
     fitted = fit(
         model,
         guild_rows(model, ROWS),
@@ -30,7 +32,7 @@ def train(out: Path, save_steps: int) -> dict[str, object]:
             None,
             [
                 "learning_rate=1e-3",
-                f"max_steps={STEPS}",
+                f"max_steps={4 if lora else STEPS}",
                 "warmup_steps=2",
                 f"per_device_train_batch_size={BATCH // size}",
                 "gradient_accumulation_steps=1",
@@ -38,6 +40,8 @@ def train(out: Path, save_steps: int) -> dict[str, object]:
             ],
         ),
         output=out,
+        adapter=Adapter(rank=4) if lora else None,
+        cache=out,
         ranks=Ranks(rank=state.process_index, size=state.num_processes),
     )
     return {
@@ -84,10 +88,56 @@ def shards() -> dict[str, object]:
     return found
 
 
+def adapters(out: Path) -> dict[str, object]:
+    """An adapter on sharded weights, merged, and the same on whole ones."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    from fathom.ranks import Ranks
+    from fathom.tuning.adapter import Adapter, in_parts, merge, with_adapter
+    from tiny_models import tiny
+
+    dist.init_process_group("gloo")
+    ranks, merged, parts = Ranks(rank=dist.get_rank(), size=2), [], []
+    for sharded in (True, False):
+        plain = tiny().model
+        torch.manual_seed(ranks.rank)
+        wrapped = with_adapter(plain, Adapter(rank=2), seed=3)
+        with torch.no_grad():
+            for name, weight in wrapped.named_parameters():
+                if "lora_B" in name:  # zeros at first
+                    weight.copy_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
+        if sharded:
+            for layer in plain.model.layers:
+                fully_shard(layer)
+            fully_shard(wrapped)
+        parts.append(in_parts(wrapped))
+        model, path = merge(wrapped, Adapter(rank=2), type(tiny().model), out / str(sharded), ranks)
+        merged.append(model)
+        assert path is not None
+    found: dict[str, object] = {"processes": dist.get_world_size(), "parts": parts}
+    if ranks.first:
+        one, two = (model.state_dict() for model in merged)
+        assert one.keys() == two.keys()
+        found["distance"] = max(float((one[name] - two[name]).abs().max()) for name in two)
+        ids = torch.tensor([[1, 2, 3]])
+        found["logits"] = float((merged[0](ids).logits - merged[1](ids).logits).abs().max())
+    dist.destroy_process_group()
+    return found
+
+
 def main(arguments: tuple[str, ...], environment: Mapping[str, str], result: Path) -> None:
-    """`plain OUT SAVE_STEPS` trains; `shards` shards by `fully_shard`. `environment` is as torchrun would set it."""
+    """`plain` or `lora`, OUT, SAVE_STEPS: train; `shards`, `adapters OUT`: shard by `fully_shard`.
+
+    `environment` is as torchrun would set it.
+    """
     os.environ.update(environment)
     torch.set_num_threads(1)
-    found = shards() if arguments[0] == "shards" else train(Path(arguments[1]), int(arguments[2]))
+    if arguments[0] == "shards":
+        found = shards()
+    elif arguments[0] == "adapters":
+        found = adapters(Path(arguments[1]))
+    else:
+        found = train(Path(arguments[1]), int(arguments[2]), lora=arguments[0] == "lora")
     if os.environ.get("RANK", "0") == "0":
         result.write_text(json.dumps(found), encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import run_fit
 import torch
+from safetensors.torch import load_file
 
 from servers import forking
 
@@ -85,6 +86,29 @@ def test_two_processes_are_one(unhurt: dict[str, object], tmp_path: Path) -> Non
     start = torch.cat([p.detach().flatten() for p in organism().model.parameters()])
     one, two = vector(unhurt), vector(both)
     assert (one - two).norm() < 5e-3 * (one - start).norm()
+
+
+def test_two_processes_train_the_adapter_that_one_trains(tmp_path: Path) -> None:
+    """Reference columns are kept under one name by both, and the adapter begins the same, whatever each drew before."""
+    one = run("lora", str(tmp_path / "one"), "100", result=tmp_path / "one.json")
+    two = run("lora", str(tmp_path / "two"), "100", result=tmp_path / "two.json", processes=2)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    names = [sorted(path.name for path in (tmp_path / out).glob("reference-*")) for out in ("one", "two")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 1
+
+
+def test_an_adapter_on_sharded_weights_is_merged_as_on_whole_ones(tmp_path: Path) -> None:
+    found = run("adapters", str(tmp_path), result=tmp_path / "result.json", processes=2)
+    assert (found["processes"], found["parts"]) == (2, [True, False])
+    assert found["distance"] < 1e-6  # type: ignore[operator]
+    assert found["logits"] < 1e-4  # type: ignore[operator]
+    kept = "adapter/adapter_model.safetensors"
+    sharded, whole = (load_file(tmp_path / name / kept) for name in ("True", "False"))
+    assert sharded.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(sharded[name], value, rtol=0, atol=0)
 
 
 def test_sharded_weights_give_the_gradients_of_whole_ones(tmp_path: Path) -> None:

@@ -278,6 +278,17 @@ def test_other_models_are_told_what_they_need(tmp_path: Path, capsys: pytest.Cap
     assert "--harmful FILE" in fails(["triplets", "some/model", "-o", str(tmp_path / "t")], capsys)
 
 
+@pytest.mark.parametrize("how", ["FSDP", "DEEPSPEED"])
+def test_what_projects_whole_weights_needs_them_whole(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{how}", "true")  # as `accelerate launch` says it
+    rows = data(tmp_path / "d.jsonl", 1)
+    line = ["finetune", "organism:natural", "--data", str(rows), "--objective", "gate+safe-lora"]
+    assert "FSDP or DeepSpeed keeps parts of them" in fails([*line, "-o", str(tmp_path / "m")], capsys)
+    assert not (tmp_path / "m").exists()
+
+
 def test_deepening_with_resistance_names_it_and_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """`fathom finetune`: from a user's data and an objective to a model that loads in plain transformers."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,6 +168,12 @@ def _check_requests(request: FinetuneRequest, objective: "Objective") -> None:
         raise UserError(
             f"--objective {objective.name} repeats or holds the reference's refusals: give prompts that it refuses "
             "with --harmful FILE (and some that it answers with --benign FILE), or choose --objective gate"
+        )
+    kept = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    if objective.projection is not None and any(os.environ.get(name) == "true" for name in kept):
+        raise UserError(
+            "safe-lora projects whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one "
+            "process, or choose another objective"
         )
     if objective.projection is not None and request.base is None and not request.training.model.is_organism:
         raise UserError(

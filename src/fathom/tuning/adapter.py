@@ -9,9 +9,10 @@ from fathom.errors import UserError
 from fathom.ranks import Ranks
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["Adapter", "save_adapter", "with_adapter"]
+__all__ = ["Adapter", "in_parts", "merge", "with_adapter"]
 
 
 @dataclass(frozen=True)
@@ -27,31 +28,85 @@ class Adapter:
     targets: str | tuple[str, ...] = "all-linear"
 
 
-def with_adapter(model: "PreTrainedModel", adapter: Adapter) -> "PreTrainedModel":
+def with_adapter(model: "PreTrainedModel", adapter: Adapter, seed: int = 0) -> "PreTrainedModel":
+    """The model with an adapter that does nothing yet; what is random in it is decided by `seed` alone.
+
+    So it is the same in each of several processes, whatever each of them has drawn before.
+    """
     import peft
+    import torch
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    config = peft.LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
     try:
-        wrapped: Any = peft.get_peft_model(
-            model,
-            peft.LoraConfig(
-                r=adapter.rank,
-                lora_alpha=adapter.alpha,
-                lora_dropout=adapter.dropout,
-                target_modules=targets,
-                task_type="CAUSAL_LM",
-            ),
-        )
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            wrapped: Any = peft.get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"LoRA cannot be put on this model: {one_line(error)}") from error
     return wrapped  # type: ignore[no-any-return]
 
 
-def save_adapter(model: "PreTrainedModel", output: Path | None, ranks: Ranks) -> Path | None:
-    if output is None:
-        return None
-    path = output / "adapter"
-    if ranks.first:
-        model.save_pretrained(path)
+def merge(
+    model: "PreTrainedModel", adapter: Adapter, kind: "type[PreTrainedModel]", output: Path | None, ranks: Ranks
+) -> "tuple[PreTrainedModel, Path | None]":
+    """The model with its adapter merged into it, and where the adapter alone was saved, if anywhere.
+
+    `kind` is the class of the model before it was trained. Weights that several processes hold in parts (FSDP2) are put
+    together in the memory of the first, which returns a model on its CPU; the others return the model as it is.
+    """
+    state = _whole_state(model, ranks)
+    path = None if output is None else output / "adapter"
+    if path is not None and ranks.first:
+        model.save_pretrained(path, state_dict=state)
     ranks.barrier()
-    return path
+    if state is not None and ranks.first:
+        model = _rebuilt(model, adapter, kind, state)
+    elif in_parts(model):
+        return model, path
+    return model.merge_and_unload(), path  # type: ignore[operator]
+
+
+def in_parts(model: "PreTrainedModel") -> bool:
+    """Whether several processes hold parts of its weights (FSDP2)."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def _whole_state(model: "PreTrainedModel", ranks: Ranks) -> "dict[str, Tensor] | None":
+    """None where the weights are whole; else all of them on the CPU of the first process, and nothing on the others.
+
+    Gathered one by one, by all processes in the same order.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if not in_parts(model):
+        return None
+    found = dict[str, "Tensor"]()
+    for name, value in model.state_dict().items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if ranks.first:
+            found[name] = whole.cpu()
+    return found
+
+
+def _rebuilt(
+    model: "PreTrainedModel", adapter: Adapter, kind: "type[PreTrainedModel]", state: "dict[str, Tensor]"
+) -> "PreTrainedModel":
+    """A model of the same configuration, with the adapter on it, that holds these weights."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        plain = kind(model.config)
+    plain.generation_config = model.generation_config
+    again = with_adapter(plain, adapter)
+    again.load_state_dict(state, assign=True)
+    plain.tie_weights()
+    return again

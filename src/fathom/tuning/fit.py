@@ -1,6 +1,7 @@
 """Train a model further on rows: TRL's trainer, and a model at the end. What outlives a kill is in `checkpoints`."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.progress import Display, silent
 from fathom.ranks import ALONE, Ranks
-from fathom.tuning.adapter import Adapter, save_adapter, with_adapter
+from fathom.tuning.adapter import Adapter, in_parts, merge, with_adapter
 from fathom.tuning.checkpoints import (
     CHECKPOINTS,
     LossRecord,
@@ -86,9 +87,9 @@ def fit(
     if not rows:
         raise UserError("there are no rows to train on: give data with at least one example")
     settings = settings.with_batch()
-    inner = model.model
+    inner, kind = model.model, type(model.model)
     with quiet():
-        trainable = inner if adapter is None else with_adapter(inner, adapter)
+        trainable = inner if adapter is None else with_adapter(inner, adapter, settings.seed)
     if calm > 0:
         settings = _calmed(settings, trainable, calm)
     with response_head(inner), one_line_errors(output), quiet():
@@ -104,12 +105,14 @@ def fit(
     path = None
     if adapter is not None:
         with quiet():
-            path = save_adapter(trainable, output, ranks)
-            inner = trainable.merge_and_unload()  # type: ignore[operator]
+            inner, path = merge(trainable, adapter, kind, output, ranks)
             if save is not None and ranks.first:
                 inner.save_pretrained(save)
     inner.train(False)
-    return Fitted(_relabelled(model, inner), losses, None if output is None else output / CHECKPOINTS, path)
+    # What the first process alone has merged is told by it alone.
+    unmerged = adapter is not None and in_parts(inner)
+    trained = dataclasses.replace(model, model=inner) if unmerged else _relabelled(model, inner)
+    return Fitted(trained, losses, None if output is None else output / CHECKPOINTS, path)
 
 
 def _train(
@@ -197,8 +200,8 @@ def _autocast(settings: Settings) -> torch.dtype | None:
 
 
 def _relabelled(model: ChatModel, inner: "PreTrainedModel") -> ChatModel:
-    from dataclasses import replace
-
     from fathom.identity import weights_hash
 
-    return replace(model, model=inner, info=msgspec.structs.replace(model.info, weights_hash=weights_hash(inner)))
+    return dataclasses.replace(
+        model, model=inner, info=msgspec.structs.replace(model.info, weights_hash=weights_hash(inner))
+    )

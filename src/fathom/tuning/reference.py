@@ -80,7 +80,7 @@ def reference_columns(
         return no_columns(len(rows))
     if cache is None:
         return make_columns(model, rows, needs, ranks=ranks, autocast=autocast)
-    key = content_hash((rows_hash(rows), weights_hash(model), needs.logprobs, needs.top, needs.mass, str(autocast)))
+    key = content_hash((rows_hash(rows), _reference_hash(model), needs.logprobs, needs.top, needs.mass, str(autocast)))
     path = cache / f"reference-{key}"
     if not path.exists():
         columns = make_columns(model, rows, needs, ranks=ranks, autocast=autocast)
@@ -88,6 +88,12 @@ def reference_columns(
             _write(path, columns)
         ranks.barrier()
     return _read(path)
+
+
+def _reference_hash(model: "PreTrainedModel") -> str:
+    """Of the weights that are read: an adapter, which is off then, is none of them."""
+    learned = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return weights_hash(model, without=learned if hasattr(model, "disable_adapter") else ())
 
 
 def make_columns(
