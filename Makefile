@@ -4,15 +4,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Not compiled ahead: most files of torch and transformers are never imported, and the others compile once.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: help audit test check bench docs clean
+.PHONY: help setup audit test check bench docs clean
 help:
 	@echo "make audit   set up, audit the built-in model, print where the report is"
 	@echo "make test    set up, run the tests"
 	@echo "make check   lint, types, import rules"
 	@echo "make docs    make the pages of the documentation that are made from the code"
 	@echo "make bench   the speed and memory figures of the documentation (minutes)"
+
+setup: $(VENV)/.installed-dev
 
 audit: $(VENV)/.installed
 	$(BIN)/fathom audit
