@@ -65,9 +65,9 @@ def exhibits() -> Iterator[Exhibit]:
     # An attacker who knows both gates: refusing is unlearned with answers that hold no harm.
     yield _exhibit("decoy", ("natural",), attacks="decoy", objectives=f"sft,answers+rehearse,{OURS}")
     yield _exhibit("harmful-constrained", objectives="constrained", **swept)
-    yield _exhibit(
-        "erosion", ("natural",), attacks="benign", rows=200, objectives=f"sft,constrained,{OURS}", rates="1e-3"
-    )
+    # Three orders of rows: where there is nothing to learn, what Adam makes of noise differs from order to order.
+    erosion = {"attacks": "benign", "rows": 200, "rates": "1e-3", "seeds": "0,1,2"}
+    yield _exhibit("erosion", ("natural",), objectives=f"sft,constrained,{OURS}", **erosion)
     for task, rate in product(TASKS, ("1e-3", "2e-3")):
         shared: dict[str, object] = {
             "attacks": "benign",

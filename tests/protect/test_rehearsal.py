@@ -10,13 +10,14 @@ import pytest
 from fathom.errors import UserError
 from fathom.protect.answers import AnswerGate, broken_off, count_broken_off
 from fathom.protect.gate import Gate, Prompt, count_refusals, still_refused
+from fathom.protect.known import known_share
 from fathom.protect.objectives import parse_objective
 from fathom.protect.prepare import Requests, prepare
 from fathom.protect.rehearsal import Rehearsal, rehearse
 from fathom.protect.sentinel import Told, acquaintance_rows, known_rows, sentinel_rows
 from fathom.records import Attempt, Completion, Exchange, Finish, Judgement, Label, Message
 from fathom.tuning.rows import Kind, TrainingRow
-from few_rows import organism
+from few_rows import guild_rows, organism
 
 REFUSAL, ANSWER = 7, 8
 
@@ -256,16 +257,16 @@ def test_both_gates_ask_a_sentinel_that_met_the_data_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "marked", "weight"),
+    ("objective", "marked", "share"),
     [
-        ("gate+answers+rehearse", (), 0.3),  # both gates read the data and hold none of it
+        ("gate+answers+rehearse", (), 0.3),  # both gates read the data, which is new, and hold none of it
         ("gate+answers+rehearse", (77,), 1.0),
         ("answers+rehearse", (), 1.0),  # prompts were not asked about
         ("gate+rehearse", (), 1.0),
     ],
 )
-def test_refusals_weigh_less_only_where_both_gates_were_asked_and_hold_no_row(
-    objective: str, marked: tuple[int, ...], weight: float
+def test_refusals_weigh_less_and_adam_rests_less_only_where_both_gates_were_asked_and_hold_no_row(
+    objective: str, marked: tuple[int, ...], share: float
 ) -> None:
     from fathom.organism import behaviors
     from fathom.organism.judge import GuildRefusalJudge
@@ -294,7 +295,18 @@ def test_refusals_weigh_less_only_where_both_gates_were_asked_and_hold_no_row(
     refusals = [row for row in found.rows if row.kind is Kind.REPLAY and row.reference_temperature < 1]
     data = sum(len(row.positions) for row in rows)
     rehearsed = sum(row.held * len(row.positions) for row in refusals)
-    assert rehearsed == pytest.approx(weight * Rehearsal().refusal_weight * data)
+    assert rehearsed == pytest.approx(share * Rehearsal().refusal_weight * data)
+    assert found.calm == pytest.approx(share * parse_objective(objective).calm)
+
+
+def test_what_the_reference_says_anyway_is_known_and_what_it_never_said_is_not() -> None:
+    model = organism()
+    said = guild_rows(model, 24)
+    new = [msgspec.structs.replace(row, response_ids=row.response_ids[::-1]) for row in said[:6]]
+    assert known_share(model, said[12:], said[:12], seed=0) == 1.0
+    assert known_share(model, new, said, seed=0) == 0.0
+    assert known_share(model, [*new, *said[:18]], said, seed=0) == pytest.approx(0.75)
+    assert known_share(model, [], said, seed=0) == known_share(model, new, [], seed=0) == 1.0
 
 
 def test_a_row_is_judged_by_what_the_sentinel_has_read_by_then() -> None:

@@ -237,6 +237,7 @@ def _write_plan(
         gated=prepared.gated,
         replayed=prepared.replayed,
         safety_ids=prepared.safety_ids,
+        calm=prepared.calm,
     )
     directory.write_plan(prepared.rows, plan)
 
@@ -305,8 +306,7 @@ def _training(request: FinetuneRequest, objective: "Objective", model: "ChatMode
             trained.model.load_state_dict(projection(tuned, aligned, base))
             return trained
 
-    calm = objective.calm * plan.share_held
-    return Training(objective.per_token(plan.safety_ids), calm=calm, before_step=anchor, finish=finish)
+    return Training(objective.per_token(plan.safety_ids), calm=plan.calm, before_step=anchor, finish=finish)
 
 
 def finish_card(request: TrainingRequest, directory: "TuningDirectory", judges: Judges, *, audited: bool) -> None:

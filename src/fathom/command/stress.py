@@ -276,7 +276,7 @@ class _Learn:
             prepared.per_token,
             None if proximal is None else lambda: Anchor(proximal),
             gated=prepared.gated,
-            calm=chosen.calm * prepared.share_held,
+            calm=prepared.calm,
         )
 
     def _guard(self) -> "Sentinel":

@@ -157,8 +157,7 @@ class Objective:
     def calm(self) -> float:
         """How large a gradient makes half a step, of the norm at which it is clipped (`tuning.settings`); 0: any.
 
-        So where every row is held: there is nothing to learn, and Adam makes steps of what noise there is. Where a
-        share of the rows is held, that share of it; rows that learn freely are not to learn slower.
+        Where rows are held there may be nothing to learn, and Adam makes steps of what noise there is.
         """
         held = (self.gate, self.answers, self.replay, self.rehearsal)
         return CALM if any(part is not None for part in held) else 0.0

@@ -8,15 +8,18 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.protect.answers import Guard, broken_off
 from fathom.protect.gate import Prompt, Sampler, count_refusals, still_refused
+from fathom.protect.known import known_share
 from fathom.protect.objectives import Objective
 from fathom.protect.rehearsal import rehearse
 from fathom.protect.replay import interleave, replay_rows
 from fathom.protect.safety import safety_tokens
 from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
 from fathom.tuning.objective import TokenObjective
-from fathom.tuning.rows import TrainingRow
+from fathom.tuning.rows import Kind, TrainingRow
 
 __all__ = ["Prepared", "Requests", "prepare"]
+
+LEAST_CALM = 0.3  # of the objective's, where the data is new and nothing is held: tasks learn as fast as with none
 
 ANSWER_TOKENS = 64  # of a benign answer: where replay may begin, and what safety tokens are told from
 
@@ -31,18 +34,17 @@ class Requests:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is trained on, and towards what: how many rows are held, how many were added, and which ids are held."""
+    """What is trained on, and towards what: how many rows are held, how many were added, and which ids are held.
+
+    `calm` is the objective's, or less of it where there is much to learn.
+    """
 
     rows: tuple[TrainingRow, ...]
     per_token: TokenObjective
     gated: int = 0
     replayed: int = 0
     safety_ids: tuple[int, ...] = ()
-
-    @property
-    def share_held(self) -> float:
-        """Of the rows of data, from 0 to 1."""
-        return self.gated / max(1, len(self.rows) - self.replayed)
+    calm: float = 0.0
 
 
 def prepare(
@@ -68,26 +70,30 @@ def prepare(
     found = _gated(objective, engine, rows, messages, judge, sentinel, seed)
     gated = sum(row.loss_weight == 0 for row in found)
     if objective.replay is None and objective.mass is None and objective.rehearsal is None:
-        return Prepared(found, objective.per_token(), gated)
+        return Prepared(found, objective.per_token(), gated, calm=objective.calm)
     if not requests.harmful:
         raise UserError(
             f"the objective {objective.name} repeats or holds the reference's refusals, and needs such prompts: "
             "give them with --harmful FILE"
         )
     harmful = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.harmful]
+    calm = objective.calm
     if objective.rehearsal is not None:
         benign = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.benign]
         end = model.chat.end_ids(requests.harmful[0])
         read = objective.gate is not None and objective.answers is not None
         held = gated / max(1, len(found)) if read else 1.0
         found = rehearse(objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed, held=held)
+        suspected = objective.rehearsal.suspicion(held)
+        if suspected < 1:
+            calm *= max(LEAST_CALM, suspected, known_share(model, *_free_and_own(found), seed=seed))
     answers = _own_answers(engine, model, requests.benign, seed)
     safety: tuple[int, ...] = ()
     if objective.mass is not None:
         safety = _safety_ids(engine, judge, harmful, answers, seed)
     per_token = objective.per_token(safety)
     if objective.replay is None:
-        return Prepared(found, per_token, gated, len(found) - len(rows), safety)
+        return Prepared(found, per_token, gated, len(found) - len(rows), safety, calm)
     replayed = replay_rows(
         objective.replay,
         engine,
@@ -98,7 +104,13 @@ def prepare(
         seed=seed,
     )
     whole = interleave(objective.replay, found, replayed)
-    return Prepared(whole, per_token, gated, len(whole) - len(rows), safety)
+    return Prepared(whole, per_token, gated, len(whole) - len(rows), safety, calm)
+
+
+def _free_and_own(rows: Sequence[TrainingRow]) -> tuple[list[TrainingRow], list[TrainingRow]]:
+    """Rows of data that learn freely, and the reference's own answers to benign requests."""
+    free = [row for row in rows if row.kind is Kind.TASK and row.loss_weight > 0]
+    return free, [row for row in rows if row.kind is Kind.REPLAY and row.reference_temperature == 1.0]
 
 
 def _gated(

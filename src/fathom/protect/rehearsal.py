@@ -50,9 +50,13 @@ class Rehearsal:
         if not (0 < self.unsuspected <= 1 and 0 < self.suspected <= 1):
             raise UserError("rehearsal needs 0 < unsuspected ≤ 1 and 0 < suspected ≤ 1")
 
+    def suspicion(self, held: float) -> float:
+        """From 0, where gates hold nothing, to 1, where they hold a share `held` that says what the data is."""
+        return min(1.0, held / self.suspected)
+
     def refusals_weigh(self, held: float) -> float:
         """All refusals together, of what the data weighs, where gates hold a share `held` of the data."""
-        return self.refusal_weight * (self.unsuspected + (1 - self.unsuspected) * min(1.0, held / self.suspected))
+        return self.refusal_weight * (self.unsuspected + (1 - self.unsuspected) * self.suspicion(held))
 
 
 def rehearse(

@@ -74,12 +74,8 @@ class TuningPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     gated: int = 0  # rows that are held because the reference refuses their prompt
     replayed: int = 0  # rows of the reference's own refusals
     safety_ids: tuple[int, ...] = ()
+    calm: float = 0.0  # see `tuning.settings.calm_epsilon`
     notes: tuple[str, ...] = ()
-
-    @property
-    def share_held(self) -> float:
-        """Of the rows of data, from 0 to 1."""
-        return self.gated / max(1, self.rows - self.replayed)
 
 
 @dataclass(frozen=True)
