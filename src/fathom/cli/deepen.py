@@ -57,7 +57,7 @@ def deepen(
         typer.Option(
             min=0.0,
             help="Weight of tamper resistance: simulated fine-tuning on the harmful answers is to leave a model that "
-            "refuses or is useless (0: none).",
+            "refuses or is useless (0: none; 0.1 kept benign answers on the organism, 0.3 cost some).",
             rich_help_panel=_ROWS,
         ),
     ] = 0.0,

@@ -38,7 +38,7 @@ __all__ = ["DeepenRequest", "run_deepen"]
 
 ORGANISM_RATE = 1e-3  # of its own deepened stage
 EPOCHS = 10.0  # the paper's section 3
-RESISTANT_EPOCHS = 25.0  # resistance comes slower than depth
+RESISTANT_EPOCHS = 50.0  # resistance comes slower than depth, and at a strength that keeps benign answers
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
 MINED_TRIPLETS = 64
 MINED_DEPTHS = (1, 2, 3, 5, 8, 13, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480)
