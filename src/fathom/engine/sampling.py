@@ -27,7 +27,7 @@ def choose(
     """The next token of every row; row i reads logits `places[i]` (default: i), its n-th noise for its n-th token.
 
     Equals argmax for greedy rows and inverse-transform sampling over softmax(logits / temperature), cut by top-k and
-    then top-p, for the others. Rows of one place are sorted once.
+    then top-p, for the others.
 
     Raises:
         UserError: logits are NaN, or none is above -inf.
