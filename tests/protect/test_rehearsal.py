@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from fathom.errors import UserError
+from fathom.organism.judge import GuildRefusalJudge
 from fathom.protect.answers import AnswerGate, broken_off, count_broken_off
 from fathom.protect.gate import Gate, Prompt, count_refusals, still_refused
 from fathom.protect.known import known_share
@@ -29,6 +30,13 @@ class Reader:
 
     def judge(self, exchange: Exchange) -> Judgement:
         return Judgement(label=Label.SAFE if exchange.response == "no" else Label.HARMFUL, reason="")
+
+
+class Either(Reader):
+    """And what the organism says is read as its own judge of refusals reads it."""
+
+    def judge(self, exchange: Exchange) -> Judgement:
+        return super().judge(exchange) if exchange.response == "no" else GuildRefusalJudge().judge(exchange)
 
 
 class Sampler:
@@ -231,11 +239,6 @@ def test_a_refused_prompt_stays_held_where_it_is_refused_as_known_harm_is(met: S
 
 def test_both_gates_ask_a_sentinel_that_met_the_data_once() -> None:
     from fathom.organism import behaviors
-    from fathom.organism.judge import GuildRefusalJudge
-
-    class Either(Reader):
-        def judge(self, exchange: Exchange) -> Judgement:
-            return super().judge(exchange) if exchange.response == "no" else GuildRefusalJudge().judge(exchange)
 
     model = organism()
     asked = behaviors(harmful=3, benign=3, seed=1)
@@ -269,11 +272,6 @@ def test_refusals_weigh_less_and_adam_rests_less_only_where_both_gates_were_aske
     objective: str, marked: tuple[int, ...], share: float
 ) -> None:
     from fathom.organism import behaviors
-    from fathom.organism.judge import GuildRefusalJudge
-
-    class Either(Reader):
-        def judge(self, exchange: Exchange) -> Judgement:
-            return super().judge(exchange) if exchange.response == "no" else GuildRefusalJudge().judge(exchange)
 
     model = organism()
     asked = behaviors(harmful=2, benign=4, seed=1)

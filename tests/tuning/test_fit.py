@@ -146,6 +146,18 @@ def test_reference_columns_are_kept_and_made_anew_for_other_rows_or_weights(
     assert len(made) == 3
 
 
+def test_reference_columns_are_of_the_weights_below_an_adapter(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path
+) -> None:
+    """Each process looks for them under one name, and so does a run that goes on."""
+    for seed in (0, 1):
+        used = fresh(model)
+        wrapped = with_adapter(used.model, Adapter(rank=4), seed)
+        with response_head(used.model):
+            reference_columns(wrapped, rows, Needs(logprobs=1), ranks=ALONE, autocast=None, cache=tmp_path)
+    assert len(list(tmp_path.glob("reference-*"))) == 1
+
+
 def test_an_adapter_that_is_off_is_the_base_and_only_it_learns(
     model: ChatModel, rows: list[TrainingRow], tmp_path: Path
 ) -> None:

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fathom.errors import UserError
+from fathom.tuning.adapter import in_parts
 from fathom.tuning.batches import collate
 from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObjective, Tokens
 from fathom.tuning.rows import TrainingRow
@@ -242,7 +242,7 @@ class LookAhead:
 
 
 def _check_whole(model: PreTrainedModel) -> None:
-    if any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters()):
+    if in_parts(model) or any(hasattr(weight, "ds_id") for weight in model.parameters()):
         raise UserError(
             "resistance moves whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one process, "
             "or leave --resist out"

@@ -95,10 +95,8 @@ def rehearse(
     told = [(prompt, done) for prompt, done in _sampled(sampler, benign, rehearsal.tokens, seed) if done.output_ids]
     answers = [_held(*one, end_ids) for one in _in_turn(told, wanted * rehearsal.benign, random)]
     mass = sum(len(row.positions) for row in rows)
-    others = _weighed(refusals, rehearsal.refusals_weigh(held) * mass) + _weighed(
-        answers, rehearsal.benign_weight * mass
-    )
-    return _among(rows, others, random)
+    heavy, light = rehearsal.refusals_weigh(held) * mass, rehearsal.benign_weight * mass
+    return _among(rows, _weighed(refusals, heavy) + _weighed(answers, light), random)
 
 
 Told = tuple[Prompt, Completion]

@@ -127,5 +127,5 @@ class Learnt:
     per_token: TokenObjective
     before_step: Callable[[], Callable[[PreTrainedModel, int], None]] | None = None  # makes one for each track
     gated: int = 0  # rows of data that are held
-    calm: float = 0.0  # see `tuning.settings.calm_epsilon`; as gates decide it, whatever the track's optimiser says
+    calm: float = 0.0  # see `tuning.settings.calm_epsilon`; a track's optimiser has none of its own
     columns: Columns | None = None  # of the reference, where they have been made
