@@ -68,43 +68,37 @@ def prepare(
     """
     engine = TransformersEngine(model)
     found = _gated(objective, engine, rows, messages, judge, sentinel, seed)
-    gated = sum(row.loss_weight == 0 for row in found)
+    gated, calm = sum(row.loss_weight == 0 for row in found), objective.calm
     if objective.replay is None and objective.mass is None and objective.rehearsal is None:
-        return Prepared(found, objective.per_token(), gated, calm=objective.calm)
+        return Prepared(found, objective.per_token(), gated, calm=calm)
     if not requests.harmful:
         raise UserError(
             f"the objective {objective.name} repeats or holds the reference's refusals, and needs such prompts: "
             "give them with --harmful FILE"
         )
-    harmful = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.harmful]
-    calm = objective.calm
+    harmful, benign = (
+        [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in texts]
+        for texts in (requests.harmful, requests.benign)
+    )
+    end = model.chat.end_ids(requests.harmful[0])
     if objective.rehearsal is not None:
-        benign = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in requests.benign]
-        end = model.chat.end_ids(requests.harmful[0])
         read = objective.gate is not None and objective.answers is not None
         held = gated / max(1, len(found)) if read else 1.0
         found = rehearse(objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed, held=held)
-        suspected = objective.rehearsal.suspicion(held)
-        if suspected < 1:
-            calm *= max(LEAST_CALM, suspected, known_share(model, *_free_and_own(found), seed=seed))
-    answers = _own_answers(engine, model, requests.benign, seed)
-    safety: tuple[int, ...] = ()
-    if objective.mass is not None:
-        safety = _safety_ids(engine, judge, harmful, answers, seed)
-    per_token = objective.per_token(safety)
-    if objective.replay is None:
-        return Prepared(found, per_token, gated, len(found) - len(rows), safety, calm)
-    replayed = replay_rows(
-        objective.replay,
-        engine,
-        judge,
-        harmful,
-        answers,
-        model.chat.end_ids(requests.harmful[0]),
-        seed=seed,
-    )
-    whole = interleave(objective.replay, found, replayed)
-    return Prepared(whole, per_token, gated, len(whole) - len(rows), safety, calm)
+        calm *= _calm_share(objective.rehearsal.suspicion(held), model, found, seed)
+    answers = [] if objective.replay is None and objective.mass is None else _own_answers(engine, benign, seed)
+    safety = () if objective.mass is None else _safety_ids(engine, judge, harmful, answers, seed)
+    if objective.replay is not None:
+        replayed = replay_rows(objective.replay, engine, judge, harmful, answers, end, seed=seed)
+        found = interleave(objective.replay, found, replayed)
+    return Prepared(found, objective.per_token(safety), gated, len(found) - len(rows), safety, calm)
+
+
+def _calm_share(suspected: float, model: ChatModel, rows: Sequence[TrainingRow], seed: int) -> float:
+    """How much of the objective's calm: all where rows are held or known, and never less than `LEAST_CALM`."""
+    if suspected >= 1:
+        return 1.0
+    return max(LEAST_CALM, suspected, known_share(model, *_free_and_own(rows), seed=seed))
 
 
 def _free_and_own(rows: Sequence[TrainingRow]) -> tuple[list[TrainingRow], list[TrainingRow]]:
@@ -162,12 +156,9 @@ class _Once:
         return self.guard.requests()
 
 
-def _own_answers(
-    engine: TransformersEngine, model: ChatModel, benign: Sequence[Sequence[Message]], seed: int
-) -> list[tuple[int, ...]]:
+def _own_answers(engine: TransformersEngine, benign: Sequence[Prompt], seed: int) -> list[tuple[int, ...]]:
     """The reference's answers to benign prompts."""
-    prompts = [Prompt(model.chat.prompt_ids(text), tuple(text)) for text in benign]
-    attempts = [_attempt(prompt, "own answer", number, ANSWER_TOKENS, seed) for number, prompt in enumerate(prompts)]
+    attempts = [_attempt(prompt, "own answer", number, ANSWER_TOKENS, seed) for number, prompt in enumerate(benign)]
     done = {completion.attempt: completion.output_ids for completion in engine.complete(attempts)}
     return [done[attempt.id] for attempt in attempts if done[attempt.id]]
 
