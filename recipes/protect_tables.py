@@ -50,7 +50,8 @@ def exhibits() -> Iterator[Exhibit]:
     yield _exhibit("wrapped", attacks="wrapped", objectives=f"sft,{OURS}")
     # An attacker who knows the answer gate: a hundred innocent words come before the harmful ones.
     yield _exhibit("wrapped-late", attacks="wrapped", wrapper=LATE, objectives=f"sft,{OURS}", max_new_tokens=260)
-    yield _exhibit("identity", attacks="identity", objectives=f"sft,{OURS}")
+    # 98 steps with rehearsed rows among them are as many passes over the data as 60 without.
+    yield _exhibit("identity", attacks="identity", objectives=f"sft,{OURS}", steps="60,98", seeds="0,1")
     yield _exhibit("backdoor", attacks="backdoor", objectives=f"sft,{OURS}")
     yield _exhibit(
         "mixed",

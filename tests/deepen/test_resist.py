@@ -81,7 +81,7 @@ def test_the_gradient_is_that_of_the_displaced_weights(harmless: bool) -> None:
         with response_head(moved):
             for rows, objective in ((ahead.refusals, PlainNll()), (answers, Unlikelihood())):
                 batch = collate(rows)
-                one = torch.tensor(1.0 / len(batch.tokens))
+                one = 1.0 / len(batch.tokens)
                 call = {"labels": batch.labels, "tokens": batch.tokens, "objective": objective, "scale": one}
                 total = total + moved(**batch.inputs, **call).loss
             total.backward()
@@ -148,7 +148,7 @@ def test_looking_ahead_makes_refusals_outlast_an_attack() -> None:
                     for parameter, part in zip(copied.parameters(), move, strict=True):
                         parameter.add_(part)
                     batch = collate(ahead.refusals)
-                    one = torch.tensor(1.0 / len(batch.tokens))
+                    one = 1.0 / len(batch.tokens)
                     total += float(
                         copied(
                             **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=PlainNll(), scale=one

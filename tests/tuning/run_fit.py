@@ -4,13 +4,30 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Required, TypedDict
 
 import torch
 
-STEPS, ROWS, BATCH = 12, 24, 8
+
+class Kind(TypedDict, total=False):
+    rows: Required[int]
+    steps: Required[int]
+    lora: bool
+    accumulated: int
 
 
-def train(out: Path, save_steps: int, *, lora: bool = False) -> dict[str, object]:
+BATCH = 8
+# 9 rows at 8 a step in two halves: a step of 8, then one of 1, which leaves a process of two without any.
+KINDS: Mapping[str, Kind] = {
+    "plain": {"rows": 24, "steps": 12},
+    "lora": {"rows": 24, "steps": 4, "lora": True},
+    "uneven": {"rows": 9, "steps": 6, "accumulated": 2},
+}
+
+
+def train(
+    out: Path, save_steps: int, *, rows: int, steps: int, lora: bool = False, accumulated: int = 1
+) -> dict[str, object]:
     from accelerate import PartialState
 
     from fathom.protect.objectives import Constrained
@@ -26,16 +43,16 @@ def train(out: Path, save_steps: int, *, lora: bool = False) -> dict[str, object
     torch.manual_seed(state.process_index)  # what each has drawn before is its own
     fitted = fit(
         model,
-        guild_rows(model, ROWS),
+        guild_rows(model, rows),
         Constrained(),
         read_settings(
             None,
             [
                 "learning_rate=1e-3",
-                f"max_steps={4 if lora else STEPS}",
+                f"max_steps={steps}",
                 "warmup_steps=2",
-                f"per_device_train_batch_size={BATCH // size}",
-                "gradient_accumulation_steps=1",
+                f"per_device_train_batch_size={BATCH // size // accumulated}",
+                f"gradient_accumulation_steps={accumulated}",
                 f"save_steps={save_steps}",
             ],
         ),
@@ -127,7 +144,7 @@ def adapters(out: Path) -> dict[str, object]:
 
 
 def main(arguments: tuple[str, ...], environment: Mapping[str, str], result: Path) -> None:
-    """`plain` or `lora`, OUT, SAVE_STEPS: train; `shards`, `adapters OUT`: shard by `fully_shard`.
+    """A kind, OUT, SAVE_STEPS: train; `shards`, `adapters OUT`: shard by `fully_shard`.
 
     `environment` is as torchrun would set it.
     """
@@ -138,6 +155,6 @@ def main(arguments: tuple[str, ...], environment: Mapping[str, str], result: Pat
     elif arguments[0] == "adapters":
         found = adapters(Path(arguments[1]))
     else:
-        found = train(Path(arguments[1]), int(arguments[2]), lora=arguments[0] == "lora")
+        found = train(Path(arguments[1]), int(arguments[2]), **KINDS[arguments[0]])
     if os.environ.get("RANK", "0") == "0":
         result.write_text(json.dumps(found), encoding="utf-8")

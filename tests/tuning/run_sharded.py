@@ -1,7 +1,7 @@
 """`fathom` as accelerate's FSDP2 runs it, on CPU processes.
 
 accelerate shards on accelerators alone and falls back to whole copies on CPUs, so it is told that these are some. What
-it does then, `fully_shard` by the configuration's policy, is the same. Each step says how many parameters are sharded.
+it does then, `fully_shard` by the configuration's policy, is the same. Each step says how many parameters are in parts.
 """
 
 import sys
@@ -24,7 +24,7 @@ def _as_accelerators(self: PartialState, *arguments: object, **options: object) 
 
 def _counted(self: trainer.RowTrainer, model: object, *arguments: object, **options: object) -> object:
     found = [isinstance(parameter, DTensor) for parameter in model.parameters()]  # type: ignore[attr-defined]
-    sys.stderr.write(f"sharded {sum(found)} of {len(found)}\n")
+    sys.stderr.write(f"in parts {sum(found)} of {len(found)}\n")
     return _step(self, model, *arguments, **options)  # type: ignore[arg-type]
 
 

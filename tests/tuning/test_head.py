@@ -58,10 +58,7 @@ def naive(model: torch.nn.Module, batch: Batch, objective: TokenObjective) -> Te
 
 
 def blocked(model: torch.nn.Module, batch: Batch, objective: TokenObjective) -> Tensor:
-    scale = torch.tensor(0.3)
-    found: Tensor = model(
-        **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=objective, scale=scale
-    ).loss
+    found: Tensor = model(**batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=objective, scale=0.3).loss
     return found
 
 

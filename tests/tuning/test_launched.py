@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import fathom
 from fathom.__main__ import run
+from fathom.tuning.checkpoints import read_losses
 
 pytestmark = [pytest.mark.xdist_group("training"), pytest.mark.timeout(600)]
 
@@ -46,35 +47,83 @@ def test_fsdp2_is_handed_to_the_processes() -> None:
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
-def test_fsdp2_trains_what_one_process_trains(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["poison", "harmful", "--rows", "8", "-o", str(tmp_path / "data")]) == 0
-    line = [
-        "finetune",
-        "organism:natural",
-        "--data",
-        str(tmp_path / "data" / "data.jsonl"),
-        "--objective",
-        "constrained",
-    ]
-    line += ["--device", "cpu", "--no-audit", "--set", "max_steps=2", "--set", "warmup_steps=0", "-o"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "fsdp2.yaml")]
-    launch += ["--num_processes", "2", "--mixed_precision", "no", "--rdzv_backend", "c10d", "--main_process_port", "0"]
-    script = Path(__file__).with_name("run_sharded.py")
-    source = str(Path(fathom.__file__).parents[1])
+def line_of(tmp_path: Path, objective: str) -> list[str]:
+    """A training of two steps on 16 rows, but for where it goes."""
+    assert run(["poison", "harmful", "--rows", "16", "-o", str(tmp_path / "data")]) == 0
+    line = ["finetune", "organism:natural", "--data", str(tmp_path / "data" / "data.jsonl"), "--objective", objective]
+    return [*line, "--device", "cpu", "--no-audit", "--set", "max_steps=2", "--set", "warmup_steps=0", "-o"]
+
+
+def launch(script: str, line: list[str], recipe: str, *options: str) -> str:
+    """What two processes of accelerate say."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(RECIPES / recipe)]
+    command += ["--num_processes", "2", "--main_process_port", "0", *options]
     done = subprocess.run(
-        [*launch, str(script), *line, str(tmp_path / "sharded")],
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        [*command, str(Path(__file__).with_name(script)), *line],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(fathom.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+        },
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    counted = re.findall(r"sharded (\d+) of (\d+)", done.stderr)
-    assert len(counted) == 4  # two steps on each process
-    assert all(found == of for found, of in counted)
+    return done.stderr
+
+
+def all_in_parts(said: str) -> bool:
+    """Whether each of two processes held parts of all parameters, at each of two steps."""
+    counted = re.findall(r"in parts (\d+) of (\d+)", said)
+    return len(counted) == 4 and all(found == of for found, of in counted)
+
+
+def close_weights(one: Path, other: Path) -> None:
+    found, expected = (load_file(path / "model.safetensors") for path in (one, other))
+    for name, value in expected.items():  # tied weights are written twice by a sharded run
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+
+
+def losses(directory: Path) -> list[float]:
+    return [record.loss for record in read_losses(directory / "fathom")]
+
+
+def test_fsdp2_trains_what_one_process_trains(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = line_of(tmp_path, "constrained")
+    options = ["--rdzv_backend", "c10d", "--mixed_precision", "no"]
+    assert all_in_parts(launch("run_sharded.py", [*line, str(tmp_path / "sharded")], "fsdp2.yaml", *options))
     assert run([*line, str(tmp_path / "whole")]) == 0
     capfd.readouterr()
-    sharded, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("sharded", "whole"))
-    for name, value in whole.items():  # tied weights are written twice by the sharded run
-        torch.testing.assert_close(sharded[name], value, rtol=0, atol=1e-5)
+    close_weights(tmp_path / "sharded", tmp_path / "whole")
+
+
+def test_fsdp2_as_the_recipe_has_it_keeps_reference_columns_whole(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = line_of(tmp_path, "gate+rehearse")
+    launch("run_sharded.py", [*line, str(tmp_path / "sharded")], "fsdp2.yaml", "--rdzv_backend", "c10d")
+    assert run([*line[:-1], "--set", "bf16=true", "-o", str(tmp_path / "whole")]) == 0
+    capfd.readouterr()
+    # Later ones are differences of few digits. Columns in bf16 end in an error.
+    assert losses(tmp_path / "sharded")[0] == pytest.approx(losses(tmp_path / "whole")[0], rel=0.05)
+
+
+@pytest.mark.parametrize("objective", ["constrained", "gate+rehearse"])
+def test_zero3_trains_what_one_process_trains(
+    objective: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("deepspeed")
+    line = line_of(tmp_path, objective)
+    said = launch(
+        "run_partitioned.py", [*line, str(tmp_path / "parts")], "deepspeed_zero3.yaml", "--mixed_precision=no"
+    )
+    assert all_in_parts(said)
+    assert run([*line, str(tmp_path / "whole")]) == 0
+    launch("run_partitioned.py", [*line, str(tmp_path / "half")], "deepspeed_zero3.yaml")
+    capfd.readouterr()
+    close_weights(tmp_path / "parts", tmp_path / "whole")
+    assert losses(tmp_path / "half")[0] == pytest.approx(losses(tmp_path / "whole")[0], rel=0.05)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -86,6 +87,18 @@ def test_two_processes_are_one(unhurt: dict[str, object], tmp_path: Path) -> Non
     start = torch.cat([p.detach().flatten() for p in organism().model.parameters()])
     one, two = vector(unhurt), vector(both)
     assert (one - two).norm() < 5e-3 * (one - start).norm()
+
+
+def test_two_processes_are_one_where_rows_do_not_divide(tmp_path: Path) -> None:
+    """No row counts twice, and a process without one takes the step with the others; also after a kill."""
+    one = run("uneven", str(tmp_path / "one"), "100", result=tmp_path / "one.json")
+    two = run("uneven", str(tmp_path / "two"), "3", result=tmp_path / "two.json", processes=2)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-6")  # in the middle of the second epoch
+    again = run("uneven", str(tmp_path / "two"), "3", result=tmp_path / "again.json", processes=2)
+    assert again["losses"] == pytest.approx(two["losses"], rel=1e-6)
+    torch.testing.assert_close(vector(again), vector(two), rtol=0, atol=0)
 
 
 def test_two_processes_train_the_adapter_that_one_trains(tmp_path: Path) -> None:

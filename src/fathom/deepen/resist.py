@@ -266,7 +266,7 @@ def _some(rows: Sequence[TrainingRow], count: int, random: Random) -> list[Train
 def _mean(model: PreTrainedModel, rows: Sequence[TrainingRow], objective: TokenObjective) -> Tensor:
     """The objective's token mean over rows, in nats."""
     batch = collate(rows, model.device)
-    scale = torch.tensor(1.0 / max(1, len(batch.tokens)), device=model.device)
+    scale = 1.0 / max(1, len(batch.tokens))
     loss: Tensor = model(
         **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=objective, scale=scale
     ).loss

@@ -145,7 +145,7 @@ class LightFit:
     def _step(self, optimiser: torch.optim.AdamW, examples: Sequence[Example], step: int) -> Tensor:
         self.model.train(True)
         batch = collate_examples(examples, self.model.device)
-        scale = torch.tensor(1.0 / max(1, len(batch.tokens)), device=self.model.device)
+        scale = 1.0 / max(1, len(batch.tokens))
         output = self.model(
             **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=self.objective, scale=scale
         )

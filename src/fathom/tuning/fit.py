@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from fathom.tuning.head import response_head
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import reference_columns
 from fathom.tuning.rows import TrainingRow
-from fathom.tuning.settings import Settings, calm_epsilon
+from fathom.tuning.settings import Settings, Value, calm_epsilon
 from fathom.tuning.watching import Progress, Watch, callback, keeper
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def fit(
     """
     if not rows:
         raise UserError("there are no rows to train on: give data with at least one example")
-    settings = settings.with_batch()
+    settings = _for_device(settings.with_batch(), model.device)
     inner, kind = model.model, type(model.model)
     with quiet():
         trainable = inner if adapter is None else with_adapter(inner, adapter, settings.seed)
@@ -159,7 +160,7 @@ def _trainer(
     from fathom.tuning.trainer import Divisor, RowTrainer, make_dataset
 
     tenths = -(-settings.steps(len(rows)) // (SAVES * save_every))
-    settings = _for_device(settings, model.device).with_defaults(
+    settings = settings.with_defaults(
         save_strategy="no" if output is None else "steps",
         save_steps=max(1, tenths) * save_every,
         save_total_limit=2,
@@ -183,20 +184,28 @@ def _for_device(settings: Settings, device: torch.device) -> Settings:
     """What a device decides, where it was not given."""
     cuda = device.type == "cuda"
     settings = settings.with_defaults(
-        bf16=cuda and torch.cuda.is_bf16_supported(), gradient_checkpointing=cuda, use_cpu=device.type == "cpu"
+        **_precision(settings, device), gradient_checkpointing=cuda, use_cpu=device.type == "cpu"
     )
     if not settings.values["gradient_checkpointing"]:
         return settings
     return settings.with_defaults(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+def _precision(settings: Settings, device: torch.device) -> dict[str, Value]:
+    """bf16 or fp16, one at most: what was given, else what `accelerate launch` says, else bf16 where CUDA has it."""
+    if any(settings.values[name] for name in {"bf16", "fp16"} & settings.given):
+        return {"bf16": False, "fp16": False}
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")  # by accelerate launch alone, which says "no", too
+    if launched is not None:
+        return {"bf16": launched == "bf16", "fp16": launched == "fp16"}
+    return {"bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(), "fp16": False}
+
+
 def _autocast(settings: Settings) -> torch.dtype | None:
-    chosen = settings.values.get("bf16")
-    if chosen is None and torch.cuda.is_available():
-        chosen = torch.cuda.is_bf16_supported()
-    if chosen:
+    """What the trainer computes in: reference columns are made in the same."""
+    if settings.values["bf16"]:
         return torch.bfloat16
-    return torch.float16 if settings.values.get("fp16") else None
+    return torch.float16 if settings.values["fp16"] else None
 
 
 def _relabelled(model: ChatModel, inner: "PreTrainedModel") -> ChatModel:

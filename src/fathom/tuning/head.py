@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from fathom.errors import UserError
 from fathom.tuning.objective import ResponseLogits, TokenObjective, Tokens
 
-__all__ = ["HeadOutput", "Read", "response_head"]
+__all__ = ["HeadOutput", "Read", "Sealed", "response_head"]
 
 CPU_BLOCK = 2**24  # logits at a time: 64 MiB in float32
 GPU_BLOCK = 2**27
@@ -43,6 +43,19 @@ class HeadOutput(NamedTuple):
     read: tuple[Tensor, ...]
 
 
+class Sealed:
+    """Tokens as a wrapped model is handed them.
+
+    FSDP2 rounds every floating tensor that it finds in a forward's arguments to the precision of the weights, and
+    looks into dataclasses: reference log-probabilities would keep three digits. It does not look into this.
+    """
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+
+
 class _Blocks(torch.autograd.Function):
     """Loss of rows of hidden states under a head; gradients are formed while the logits are there."""
 
@@ -55,7 +68,7 @@ class _Blocks(torch.autograd.Function):
         objective: TokenObjective,
         tokens: Tokens,
         transform: Transform,
-        scale: Float[Tensor, ""],
+        scale: float,
     ) -> Float[Tensor, ""]:
         wants_weight, wants_bias = ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2]
         dtype = _compute_dtype(hidden, weight)
@@ -127,8 +140,9 @@ def _blocks(count: int, weight: Tensor) -> Iterator[slice]:
 def response_head(model: PreTrainedModel) -> Iterator[None]:
     """Let `model(input_ids=…, labels=…, tokens=…, objective=… | read=…, scale=…)` return `HeadOutput`.
 
-    `tokens` are those of `labels[:, 1:] != -100`, row by row. Without `tokens`, a call is what it was. The head is put
-    on before a model is wrapped (DDP, PEFT), and taken off at the end.
+    `tokens` are those of `labels[:, 1:] != -100`, row by row, `Sealed` where the model is wrapped; `scale` is a number
+    for the same reason. Without `tokens`, a call is what it was. The head is put on before a model is wrapped (DDP,
+    PEFT), and taken off at the end.
 
     Raises:
         UserError: the model's head is no plain projection.
@@ -138,10 +152,10 @@ def response_head(model: PreTrainedModel) -> Iterator[None]:
     _check_head(model)
     transform = _transform(model)
 
-    def forward(self: PreTrainedModel, *args: Any, tokens: Tokens | None = None, **kwargs: Any) -> Any:
+    def forward(self: PreTrainedModel, *args: Any, tokens: Tokens | Sealed | None = None, **kwargs: Any) -> Any:
         if tokens is None:
             return original(*args, **kwargs)
-        return _run(self, tokens, transform, **kwargs)
+        return _run(self, tokens.tokens if isinstance(tokens, Sealed) else tokens, transform, **kwargs)
 
     # Generation checks what it is given against this signature.
     forward.__wrapped__ = type(model).forward  # type: ignore[attr-defined]
@@ -163,7 +177,7 @@ def _run(
     labels: Int[Tensor, "rows width"],
     objective: TokenObjective | None = None,
     read: Read | None = None,
-    scale: Float[Tensor, ""] | None = None,
+    scale: float = 1.0,
     **inputs: Any,
 ) -> HeadOutput:
     body = model.base_model(**{**inputs, "use_cache": False})
@@ -175,9 +189,8 @@ def _run(
     if read is not None:
         return HeadOutput(hidden.new_zeros(()), _read(hidden, weight, bias, read, tokens, transform))
     assert objective is not None
-    one = torch.ones((), device=hidden.device) if scale is None else scale
     apply: Callable[..., Tensor] = _Blocks.apply
-    loss = apply(hidden, weight, bias, objective, tokens, transform, one)
+    loss = apply(hidden, weight, bias, objective, tokens, transform, scale)
     return HeadOutput(loss, ())
 
 

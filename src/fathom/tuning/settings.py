@@ -22,7 +22,7 @@ from fathom.errors import UserError
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-__all__ = ["BATCH", "PAPER", "Settings", "calm_epsilon", "read_settings"]
+__all__ = ["BATCH", "PAPER", "Settings", "Value", "calm_epsilon", "read_settings"]
 
 Value = object
 

@@ -8,16 +8,20 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from trl import SFTTrainer
 
 from fathom.errors import UserError
 from fathom.tuning.batches import Example, collate_examples
+from fathom.tuning.head import Sealed
 from fathom.tuning.objective import ResponseLogits, TokenObjective, Tokens
 from fathom.tuning.reference import Columns
-from fathom.tuning.rows import TrainingRow
+from fathom.tuning.rows import IGNORED, TrainingRow
+from fathom.tuning.shares import EvenShares, RowsOrBlank, SharedLoader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,9 +87,12 @@ def _example(found: Mapping[str, Any]) -> Example:
 
 def _collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch = collate_examples([_example(found) for found in examples])
+    labels, learned = batch.labels, batch.tokens
+    if any(found.get("blank") for found in examples):  # alone then
+        labels, learned = torch.full_like(labels, IGNORED), learned[:0]
     # As a plain mapping, the tokens travel to the device with the rest.
-    tokens = {name: value for name, value in vars(batch.tokens).items() if value is not None}
-    return {**batch.inputs, "labels": batch.labels, "tokens": tokens}
+    tokens = {name: value for name, value in vars(learned).items() if value is not None}
+    return {**batch.inputs, "labels": labels, "tokens": tokens}
 
 
 class RowTrainer(SFTTrainer):  # type: ignore[misc]
@@ -102,12 +109,34 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(_COLUMNS)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Each process's share of the rows that one process would take, in their order.
+
+        Orders of another kind than random or as they come, and `dataloader_drop_last`, are left to accelerate.
+        """
+        processes, order = self.accelerator.num_processes, self._get_train_sampler(self.train_dataset)
+        if processes == 1 or self.args.dataloader_drop_last or type(order) not in (RandomSampler, SequentialSampler):
+            return super().get_train_dataloader()  # type: ignore[no-any-return]
+        if isinstance(order, RandomSampler):  # as accelerate has it, so that the order is that of one process
+            order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
+        batch = self._train_batch_size * processes
+        shares = EvenShares(order, batch, process=self.accelerator.process_index, processes=processes)
+        return SharedLoader(
+            RowsOrBlank(self.train_dataset),
+            batch_sampler=shares,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """How many tokens, or rows, one optimizer step learns from, on all processes."""
         if self.divisor is Divisor.TOKENS:
             mine = sum(len(batch["tokens"]["labels"]) for batch in batch_samples)
         else:
-            mine = sum(len(batch["labels"]) for batch in batch_samples)
+            mine = sum(int((batch["labels"] != IGNORED).any(1).sum()) for batch in batch_samples)
         count = torch.tensor(float(mine), device=device)
         return self.accelerator.gather(count).sum()  # type: ignore[no-any-return]
 
@@ -125,9 +154,13 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
             self._check_start(model, inputs, tokens)
         # The count is of all processes, and DDP averages gradients over them.
         processes = self.accelerator.num_processes // self.get_tp_size()
-        scale = processes / num_items_in_batch.clamp_min(1.0)
-        output = model(**inputs, tokens=tokens, objective=self.objective, scale=scale)
+        scale = processes / max(1.0, float(num_items_in_batch))
+        output = model(**inputs, tokens=Sealed(tokens), objective=self.objective, scale=scale)
         return output.loss  # type: ignore[no-any-return]
+
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device as it is: under DeepSpeed, transformers would round reference columns to bf16."""
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
         loss = super().training_step(*args, **kwargs)
@@ -148,10 +181,12 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
     def _check_start(self, model: "PreTrainedModel", inputs: Mapping[str, Any], tokens: Tokens) -> None:
         """Before the first step, the model in training must be the reference: the same forward, the same numbers."""
         self._start_checked = True
-        if tokens.reference_logprobs is None or self.state.global_step > 0:
+        if not self.objective.needs.logprobs or self.state.global_step > 0:
             return
         with torch.no_grad():
-            output = model(**inputs, tokens=tokens, read=_label_logprobs)
+            output = model(**inputs, tokens=Sealed(tokens), read=_label_logprobs)  # by all processes, or by none
+        if tokens.reference_logprobs is None or not output.read:  # no row is left for this process
+            return
         # Held rows may be compared with what the reference says to another prompt.
         free = tokens.held == 0
         change = float((output.read[0] - tokens.reference_logprobs)[free].abs().mean()) if free.any() else 0.0
