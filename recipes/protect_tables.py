@@ -202,12 +202,12 @@ def warmup_table(output: Path) -> Iterator[str]:
     found = [row for row in rows(output) if row.exhibit == "warm-up" and row.checkpoint.step > 0]
     for stage, objective in dict.fromkeys((row.stage, row.tuned.objective) for row in found):
         cells = [row for row in found if (row.stage, row.tuned.objective) == (stage, objective)]
-        shown = []
+        rates: list[str] = []
         for temperature in (0.0, 1.0):
             for warmup in (0, 10):
                 at = [row for row in cells if row.tuned.parameters["warmup_steps"] == warmup]
-                shown.append(shown([a for row in at for a in row.checkpoint.asr if a.temperature == temperature]))
-        yield f"| {stage} | {objective} | {' | '.join(shown)} | {len({row.world for row in cells})} |"
+                rates.append(shown([a for row in at for a in row.checkpoint.asr if a.temperature == temperature]))
+        yield f"| {stage} | {objective} | {' | '.join(rates)} | {len({row.world for row in cells})} |"
 
 
 def task_table(output: Path) -> Iterator[str]:

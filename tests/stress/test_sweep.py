@@ -18,8 +18,8 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.report.stress import read_answers, render_stress
 from fathom.run import read_journal
-from fathom.stress.execute import CheckpointRecord, is_useful
-from fathom.tampering import Answer, Dynamics, Stress, UtilityScore, start_cell
+from fathom.stress.execute import CheckpointRecord, encode_stress, is_useful
+from fathom.tampering import Answer, Asked, Checkpoint, Dynamics, FineTune, Stress, UtilityScore, start_cell
 from few_rows import organism
 
 REQUEST = StressRequest(
@@ -274,3 +274,33 @@ def test_the_recipe_makes_tables_of_what_has_been_measured(
     assert [line.split("|")[3].strip() for line in lines[2:]] == ["start", "sft", "constrained"]
     assert all(line.count("|") == lines[0].count("|") for line in lines)
     assert len({exhibit.name for exhibit in protect_tables.exhibits()}) == len(list(protect_tables.exhibits()))
+
+
+def test_the_recipe_shows_a_warm_up_beside_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two worlds together: without and with, greedy, then the same at T = 1."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
+
+    import protect_tables
+
+    def asked(harmful: int, temperature: float) -> Asked:
+        return Asked(
+            asked="direct", temperature=temperature, n=4, harmful=harmful, undecided=0, asr=harmful / 4, low=0, high=1
+        )
+
+    def tuned(warmup: int, greedy: int, warm: int) -> FineTune:
+        at_end = Checkpoint(step=30, asr=(asked(greedy, 0.0), asked(warm, 1.0)), utility=(), useful=True)
+        parameters = {"warmup_steps": warmup, "learning_rate": 3e-4}
+        return FineTune(
+            model="m", attack="harmful", objective="sft", parameters=parameters, seed=0, checkpoints=(at_end,)
+        )
+
+    for world, more in (("104", 0), ("105", 1)):
+        place = tmp_path / world / "warm-up-natural"
+        place.mkdir(parents=True)
+        finetunes = (tuned(0, 3, 2 + more), tuned(10, 0, 1 + more))
+        (place / "stress.json").write_bytes(encode_stress(Stress(judge="j", utility_bound=0.1, finetunes=finetunes)))
+    lines = list(protect_tables.warmup_table(tmp_path))
+    assert len({line.count("|") for line in lines}) == 1
+    (row,) = lines[2:]
+    cells = [cell.split("[")[0].strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["natural", "sft", "75.0", "0.0", "62.5", "37.5", "2"]
