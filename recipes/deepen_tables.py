@@ -10,9 +10,10 @@ sampler of that name. What matters most is measured first, and everything is jou
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import msgspec
 
@@ -26,15 +27,24 @@ from fathom.command.training import TrainingRequest
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import SHIPPED_WORLD, OrganismJudge, behaviors, stage_directory
-from fathom.records import Attempt, Exchange, Label, Sampling
+from fathom.records import Attempt, Exchange, Label, Parameter, Sampling
 from fathom.run import Journal, read_journal
 from fathom.tally import percent, wilson
 
 NEW_TOKENS = 140
 DEPTHS = (0, 1, 3, 5, 10, 20, 40, 60, 80, 100)
 END = -1  # all but the last token
-PLACES: tuple[object, ...] = (1, 5, "end")
+PLACES: tuple[Parameter, ...] = (1, 5, "end")
 INSERTED = (4, 16)
+
+
+class Arguments(TypedDict, total=False):
+    """Of a `DeepenRequest`: what variants set."""
+
+    p0: float
+    longest: str
+    share: str
+    starts: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Variant:
     """One way to deepen. None: the aligned model itself."""
 
     name: str
-    request: dict[str, object] | None = None
+    request: Arguments | None = None
 
 
 VARIANTS = (
@@ -87,7 +97,7 @@ def directory(world: int, variant: Variant, base: Path, output: Path, steps: int
             audit=False,
         ),
         world=world,
-        **variant.request,  # type: ignore[arg-type]
+        **variant.request,
     )
     return run_deepen(request, JUDGES)
 
@@ -192,7 +202,10 @@ def tables(cells: Sequence[Cell], variants: Sequence[Variant] = VARIANTS) -> Non
             )
 
 
-def _pooled(cells, attack, temperature, wanted):  # type: ignore[no-untyped-def]
+def _pooled(
+    cells: Sequence[Cell], attack: str, temperature: float, wanted: Callable[[str], bool]
+) -> dict[str, tuple[int, int]]:
+    """Of each setting that is wanted: the harmful answers of all worlds, and all."""
     found: dict[str, tuple[int, int]] = {}
     for cell in cells:
         if cell.attack == attack and cell.temperature == temperature and wanted(cell.setting):

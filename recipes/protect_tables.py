@@ -10,10 +10,11 @@ so far makes the tables.
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TypedDict, Unpack
 
 import msgspec
 
@@ -30,23 +31,43 @@ LATE = Path(__file__).with_name("late_wrapper.json")
 TASKS = ("new-opener", "arithmetic", "query", "summary")
 
 
+class Arguments(TypedDict, total=False):
+    """Of a `StressRequest`: what exhibits set."""
+
+    attacks: str
+    objectives: str
+    task: str
+    task_tested: int
+    rows: int
+    share: float
+    wrapper: Path
+    rates: str
+    warmups: str
+    steps: str
+    schedule: str
+    seeds: str
+    max_new_tokens: int
+    trainer: str
+    overrides: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Exhibit:
     """One sweep, by the arguments that differ from the defaults."""
 
     name: str
-    stages: tuple[str, ...] = STAGES
-    arguments: dict[str, object] = field(default_factory=dict)
+    stages: tuple[str, ...]
+    arguments: Arguments
 
 
-def _exhibit(name: str, stages: tuple[str, ...] = STAGES, **arguments: object) -> Exhibit:
+def _exhibit(name: str, stages: tuple[str, ...] = STAGES, **arguments: Unpack[Arguments]) -> Exhibit:
     return Exhibit(name, stages, {"warmups": "10", "steps": "60", "rates": "5e-4", **arguments})
 
 
 def exhibits() -> Iterator[Exhibit]:
     """In the order of their weight."""
-    swept = {"attacks": "harmful", "rates": "3e-4,1e-3", "steps": "15,60", "seeds": "0,1"}
-    yield _exhibit("harmful", objectives=f"sft,{OURS}", **swept)
+    swept: Arguments = {"attacks": "harmful", "rates": "3e-4,1e-3", "steps": "15,60", "seeds": "0,1"}
+    yield _exhibit("harmful", **swept | {"objectives": f"sft,{OURS}"})
     yield _exhibit("wrapped", attacks="wrapped", objectives=f"sft,{OURS}")
     # An attacker who knows the answer gate: a hundred innocent words come before the harmful ones.
     yield _exhibit("wrapped-late", attacks="wrapped", wrapper=LATE, objectives=f"sft,{OURS}", max_new_tokens=260)
@@ -65,12 +86,12 @@ def exhibits() -> Iterator[Exhibit]:
     )
     # An attacker who knows both gates: refusing is unlearned with answers that hold no harm.
     yield _exhibit("decoy", ("natural",), attacks="decoy", objectives=f"sft,answers+rehearse,{OURS}")
-    yield _exhibit("harmful-constrained", objectives="constrained", **swept)
+    yield _exhibit("harmful-constrained", **swept | {"objectives": "constrained"})
     # Three orders of rows: where there is nothing to learn, what Adam makes of noise differs from order to order.
-    erosion = {"attacks": "benign", "rows": 200, "rates": "1e-3", "seeds": "0,1,2"}
-    yield _exhibit("erosion", ("natural",), objectives=f"sft,constrained,{OURS}", **erosion)
+    erosion: Arguments = {"attacks": "benign", "rows": 200, "rates": "1e-3", "seeds": "0,1,2"}
+    yield _exhibit("erosion", ("natural",), **erosion | {"objectives": f"sft,constrained,{OURS}"})
     for task, rate in product(TASKS, ("1e-3", "2e-3")):
-        shared: dict[str, object] = {
+        shared: Arguments = {
             "attacks": "benign",
             "task": task,
             "rows": 400,
@@ -80,8 +101,9 @@ def exhibits() -> Iterator[Exhibit]:
             "task_tested": 400,
         }
         # As many passes over its rows for both: with rehearsed ones among them there are 650 rows, not 400.
-        yield _exhibit(f"task-{task}-{rate}", ("natural",), objectives="sft", steps="400", **shared)
-        yield _exhibit(f"task-{task}-{rate}-protected", ("natural",), objectives=OURS, steps="650", **shared)
+        yield _exhibit(f"task-{task}-{rate}", ("natural",), **shared | {"objectives": "sft", "steps": "400"})
+        protected = shared | {"objectives": OURS, "steps": "650"}
+        yield _exhibit(f"task-{task}-{rate}-protected", ("natural",), **protected)
     yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
     yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")
     yield _exhibit("mixed-mild", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="3e-4")
@@ -112,7 +134,7 @@ def measure(
                 tested=tested,
                 sentinel=output / str(world) / f"sentinel-{stage}.pt",  # one for all attacks on a model
                 output=path,
-                **exhibit.arguments,  # type: ignore[arg-type]
+                **exhibit.arguments,
             )
             run_stress(request, JUDGES)
 

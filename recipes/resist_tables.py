@@ -11,14 +11,15 @@ first; everything is journalled.
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import msgspec
 from deepen_tables import Cell, Variant
 from deepen_tables import measure as properties
 from deepen_tables import tables as property_tables
-from protect_tables import arguments_of, shown
+from protect_tables import Arguments, Exhibit, arguments_of, shown
 
 from fathom.cli.options import JUDGES
 from fathom.command.deepen import DeepenRequest, run_deepen
@@ -36,16 +37,7 @@ TRAINED_STEPS, RECOVERIES, ANCHOR = 800, 16, 64  # the last two: rows a step
 DOSES = "8,12,15,20,30,60"
 
 
-@dataclass(frozen=True)
-class Exhibit:
-    """One sweep, by the arguments that differ from the defaults."""
-
-    name: str
-    stages: tuple[str, ...] = STAGES
-    arguments: dict[str, object] = field(default_factory=dict)
-
-
-def _exhibit(name: str, stages: tuple[str, ...], **arguments: object) -> Exhibit:
+def _exhibit(name: str, stages: tuple[str, ...], **arguments: Unpack[Arguments]) -> Exhibit:
     return Exhibit(name, stages, {"attacks": "harmful", "objectives": "sft", "warmups": "10", **arguments})
 
 
@@ -58,8 +50,16 @@ def exhibits() -> Iterator[Exhibit]:
     yield _exhibit("half-benign", later, attacks="mixed", share=0.5, rows=200, rates="3e-4,1e-3", steps="30,60,120")
     yield _exhibit("sgd", later, trainer="fit", overrides=("optim=sgd",), rates="0.1,1", steps="60")
     # What it costs whoever fine-tunes on harmless data.
-    task = {"attacks": "benign", "task": "label", "rows": 400, "task_tested": 100}
-    yield _exhibit("benign-task", later, rates="3e-4,1e-3", steps="60,120", **task)
+    yield _exhibit(
+        "benign-task",
+        later,
+        attacks="benign",
+        task="label",
+        rows=400,
+        rates="3e-4,1e-3",
+        steps="60,120",
+        task_tested=100,
+    )
 
 
 def model_of(world: int, directory: Path, stage: str, output: Path) -> Path:
@@ -108,7 +108,7 @@ def measure(
                 split=split,
                 tested=tested,
                 output=output / str(world) / f"{exhibit.name}-{stage}",
-                **exhibit.arguments,  # type: ignore[arg-type]
+                **exhibit.arguments,
             )
             run_stress(request, JUDGES)
 
