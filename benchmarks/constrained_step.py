@@ -27,7 +27,7 @@ QUICK_VOCABULARY = 4_096
 def prepare(variant: str, shape: str, threads: int = 1) -> Callable[[], object]:
     """A function that does one step of a trainer; loading and building are done before."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
     from trl import SFTTrainer
 
     from fathom.organism.tokenizer import make_tokenizer
@@ -46,7 +46,7 @@ def prepare(variant: str, shape: str, threads: int = 1) -> Callable[[], object]:
     torch.manual_seed(0)
     sizes, vocabulary = (SHAPE, VOCABULARY) if shape == "63M" else (QUICK, QUICK_VOCABULARY)
     config = AutoConfig.for_model("llama", vocab_size=vocabulary, tie_word_embeddings=True, pad_token_id=0, **sizes)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     random = Random(0)
     rows = [
         TrainingRow(

@@ -27,7 +27,7 @@ from fathom.engine import TransformersEngine
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import behaviors, stage_directory
 from fathom.records import Attempt, Sampling
-from prefill_sweep import as_chat_model
+from prefill_sweep import as_chat_model, generate_padded
 
 Key = tuple[int, Sampling]
 Outputs = dict[Key, tuple[int, ...]]
@@ -66,8 +66,8 @@ def small(prompts: int, new_tokens: int) -> Case:
     )
     draw = random.Random(0)
     asked = [tuple(draw.randrange(49152) for _ in range(draw.randint(20, 60))) for _ in range(prompts)]
-    model = as_chat_model(LlamaForCausalLM(config).eval())
-    return Case("59 M parameters", model, asked, Decoding().settings(new_tokens), ())
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
+    return Case("59 M parameters", as_chat_model(model), asked, Decoding().settings(new_tokens), ())
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -77,28 +77,23 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@torch.inference_mode()
 def run_generate(case: Case) -> Outputs:
     outputs: Outputs = {}
     for sampling in case.settings:
         torch.manual_seed(0)
         for start in range(0, len(case.prompts), BATCH):
             rows = case.prompts[start : start + BATCH]
-            width = max(map(len, rows))
-            ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-            out = case.model.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+            written = generate_padded(
+                case.model.model,
+                rows,
                 do_sample=True,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 max_new_tokens=sampling.max_new_tokens,
                 eos_token_id=list(case.stops) or None,
-                pad_token_id=0,
             )
-            for i, row in enumerate(out[:, width:].tolist()):
+            for i, row in enumerate(written):
                 end = next((at for at, token in enumerate(row) if token in case.stops), len(row))
                 outputs[start + i, sampling] = tuple(row[:end])
     return outputs

@@ -65,7 +65,7 @@ def fathom(case: Case) -> Tensor:
     found = [
         compare_logits(HeadLogits(p, heads[0]), HeadLogits(q, heads[1]), targets, len(heads[0].weight))
         for p, q, targets in zip(
-            *(rows.split(ROWS) for rows in (case.response(0), case.response(1), case.targets)), strict=True
+            *(torch.split(rows, ROWS) for rows in (case.response(0), case.response(1), case.targets)), strict=True
         )
     ]
     return torch.cat([scores.kl_nats for scores in found])

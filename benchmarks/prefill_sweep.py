@@ -10,15 +10,17 @@ import argparse
 import dataclasses
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Required, TypedDict, Unpack, runtime_checkable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import common
 from common import Effort, Figure, Goal, Memory
-from fathom.chat import ChatFormat
+from fathom.chat import ChatFormat, Continuation
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.records import Attempt, Sampling
@@ -27,11 +29,22 @@ Key = tuple[int, int]  # prompt, depth
 BATCH = 16  # of `generate`, as the paper's code has it
 
 
+class Sizes(TypedDict):
+    """Of a Llama."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    tie_word_embeddings: bool
+
+
 @dataclass(frozen=True)
 class Shape:
     """A model and a sweep. Prompts are `prompt_tokens` long, drawn evenly from that range."""
 
-    config: dict[str, object]
+    config: Sizes
     prompts: int
     prompt_tokens: tuple[int, int]
     depths: tuple[int, ...]
@@ -85,14 +98,13 @@ SHAPES = {
 
 
 class NoText(ChatFormat):
-    """A chat format without a tokenizer: ids are all that is compared here."""
+    """A chat format whose tokenizer knows no token: ids are all that is compared here."""
 
     def __init__(self) -> None:
-        super().__init__(tokenizer=None, template=None, source="plain", stop_ids=frozenset())
+        empty: PreTrainedTokenizerBase = PreTrainedTokenizerBase()  # type: ignore[no-untyped-call]
+        super().__init__(tokenizer=empty, template=None, source="plain", stop_ids=frozenset())
 
-    def continuation(self, prefill_ids, output_ids):  # noqa: ARG002
-        from fathom.chat import Continuation
-
+    def continuation(self, prefill_ids: Sequence[int], output_ids: Sequence[int]) -> Continuation:  # noqa: ARG002
         return Continuation("", "", tuple(0 for _ in output_ids))
 
 
@@ -100,12 +112,13 @@ def build_model(shape: Shape) -> LlamaForCausalLM:
     """Random weights, drawn wide enough that the best token is never a near tie."""
     torch.manual_seed(0)
     config = LlamaConfig(**shape.config, max_position_embeddings=2048, initializer_range=0.06, eos_token_id=None)
-    return LlamaForCausalLM(config).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def make_inputs(shape: Shape) -> dict[Key, tuple[list[int], list[int]]]:
     draw = random.Random(0)
-    vocabulary = int(shape.config["vocab_size"])
+    vocabulary = shape.config["vocab_size"]
     inputs = {}
     for i in range(shape.prompts):
         prompt = [draw.randrange(vocabulary) for _ in range(draw.randint(*shape.prompt_tokens))]
@@ -115,7 +128,40 @@ def make_inputs(shape: Shape) -> dict[Key, tuple[list[int], list[int]]]:
     return inputs
 
 
+class Settings(TypedDict, total=False):
+    """What `generate` is told of a batch."""
+
+    max_new_tokens: Required[int]
+    do_sample: Required[bool]
+    temperature: float
+    top_p: float
+    top_k: int
+    eos_token_id: list[int] | None
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """transformers' `generate`, as far as it is asked here; its own annotations do not fit its own models."""
+
+    def generate(
+        self, *, input_ids: Tensor, attention_mask: Tensor, pad_token_id: int, **settings: Unpack[Settings]
+    ) -> Tensor: ...
+
+
 @torch.inference_mode()
+def generate_padded(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], **settings: Unpack[Settings]
+) -> list[list[int]]:
+    """What `generate` writes after each row of one left-padded batch, stop tokens and padding included."""
+    assert isinstance(model, Generates)
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    whole = model.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **settings)
+    written: list[list[int]] = whole[:, width:].tolist()
+    return written
+
+
 def run_generate(model: LlamaForCausalLM, shape: Shape) -> dict[Key, tuple[int, ...]]:
     """Left-padded batches per depth, in the order of the prompts."""
     inputs, outputs = make_inputs(shape), {}
@@ -123,13 +169,8 @@ def run_generate(model: LlamaForCausalLM, shape: Shape) -> dict[Key, tuple[int, 
         for start in range(0, shape.prompts, BATCH):
             keys = [(i, depth) for i in range(start, min(start + BATCH, shape.prompts))]
             rows = [inputs[key][0] + inputs[key][1] for key in keys]
-            width = max(map(len, rows))
-            ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-            out = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=shape.new_tokens, do_sample=False, pad_token_id=0
-            )
-            outputs.update({key: tuple(row) for key, row in zip(keys, out[:, width:].tolist(), strict=True)})
+            written = generate_padded(model, rows, max_new_tokens=shape.new_tokens, do_sample=False)
+            outputs.update({key: tuple(row) for key, row in zip(keys, written, strict=True)})
     return outputs
 
 

@@ -15,11 +15,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import Effort, Figure, Goal, info_of, run_alone, show, timings
-from fathom.chat import ChatFormat
 from fathom.depth.recovery import refusal_set
 from fathom.depth.tree import Context, OpeningTree, TreeReader
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import behaviors, stage_directory
+from prefill_sweep import NoText
 
 DEPTHS = tuple(range(41))
 
@@ -34,8 +34,8 @@ def random_model() -> ChatModel:
         num_attention_heads=8,
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config).eval()
-    return ChatModel(model=model, chat=ChatFormat(None, None, "plain", frozenset()), info=info_of(model, None))
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]
+    return ChatModel(model=model, chat=NoText(), info=info_of(model, None))
 
 
 def random_context() -> Context:
