@@ -25,7 +25,8 @@ import torch
 from common import environment
 from fathom.attack.kinds import PreparedBehavior, Target, Victim, prepare
 from fathom.attack.suffix.attack import Suffix, TargetKind
-from fathom.attack.suffix.state import State
+from fathom.attack.suffix.search import SuffixSearch
+from fathom.attack.suffix.state import Entry, State
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
 from together import together
@@ -37,8 +38,8 @@ class Counted(Suffix):
 
     looks: list[int] = field(default_factory=list, compare=False, repr=False)
 
-    def judged(self, state: State, *given) -> State:
-        after = super().judged(state, *given)
+    def judged(self, state: State, entry: Entry, search: SuffixSearch, target: Target, victim: Victim) -> State:
+        after = super().judged(state, entry, search, target, victim)
         self.looks.append(after.forward_tokens - state.forward_tokens)
         return after
 

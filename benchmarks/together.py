@@ -11,18 +11,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 from unittest.mock import patch
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from fathom.attack.kinds import Target, Victim
 from fathom.attack.suffix import attack, base, search
 from fathom.attack.suffix.evaluation import Gradient, Scores, Spent
 from fathom.attack.suffix.objective import Reading, loss_of, read_targets
 from fathom.attack.suffix.options import Objective
 from fathom.attack.suffix.problem import Case
+from fathom.attack.suffix.search import SuffixSearch
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.records import Attempt, Completion
@@ -32,17 +35,26 @@ __all__ = ["together"]
 
 ROWS = 512  # sequences in one forward pass
 _T = TypeVar("_T")
+_Asked = TypeVar("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+class Latest(threading.local):
+    """A thread's search, as `base.search_of` keeps the one of the process."""
+
+    key: tuple[str, str] | None = None
+    search: SuffixSearch | None = None
 
 
 def together(model: ChatModel, jobs: Sequence[Callable[[], _T]]) -> list[_T]:
     """What the jobs return, run side by side; the suffix searches in them share the model's passes."""
-    hub, local = Hub(model, alive=len(jobs)), threading.local()
+    hub, latest = Hub(model, alive=len(jobs)), Latest()
 
-    def made(*given: object) -> search.SuffixSearch:
-        key = (repr(given[0]), given[1].key)  # attack and target, of this one model
-        if getattr(local, "key", None) != key:
-            local.key, local.search = key, base._made(given[0], given[1], model)
-        return local.search
+    def made(suffixes: base.Suffixes, target: Target, _: Victim) -> SuffixSearch:
+        key = (repr(suffixes), target.key)  # of this one model
+        if latest.search is None or latest.key != key:
+            latest.key, latest.search = key, base._made(suffixes, target, model)
+        return latest.search
 
     with ExitStack() as stack, ThreadPoolExecutor(len(jobs)) as pool:
         stack.enter_context(patch.object(search, "evaluator", lambda scorer, case, *_: Evaluator(hub, scorer, case)))
@@ -66,17 +78,44 @@ class Slope(NamedTuple):
     objective: Objective
 
 
-Question = Scoring | Slope | Attempt
-
-
 @dataclass(eq=False)
+class Queue(Generic[_Asked, _Answer]):
+    """The questions of one kind that wait, and what answers them all at once."""
+
+    answers: Callable[[Sequence[_Asked]], Sequence[_Answer]]
+    waiting: list[tuple[_Asked, Future[_Answer]]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, question: _Asked) -> Future[_Answer]:
+        answer: Future[_Answer] = Future()
+        self.waiting.append((question, answer))
+        return answer
+
+    def taken(self) -> Callable[[], None]:
+        """What answers those that wait now; they are in the queue no longer."""
+        now, self.waiting = self.waiting, []
+        return partial(self._answer, now)
+
+    def _answer(self, now: Sequence[tuple[_Asked, Future[_Answer]]]) -> None:
+        try:
+            for (_, future), answer in zip(now, self.answers([one for one, _ in now]), strict=True):
+                future.set_result(answer)
+        except Exception as error:  # the searches that asked end with it, and are reported with their jobs
+            for _, future in now:
+                if not future.done():
+                    future.set_exception(error)
+
+
 class Hub:
     """Takes questions until every job that still runs waits for an answer; then answers all of one kind at once."""
 
-    model: ChatModel
-    alive: int
-    _waiting: list[tuple[Question, Future]] = field(default_factory=list)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
+    def __init__(self, model: ChatModel, alive: int) -> None:
+        self.model, self.alive = model, alive
+        self.scorings, self.slopes = Queue(self._scores), Queue(self._slopes)
+        self.attempts = Queue(self._completions)
+        self._changed = threading.Condition()
 
     def attended(self, job: Callable[[], _T]) -> _T:
         try:
@@ -86,36 +125,30 @@ class Hub:
                 self.alive -= 1
                 self._changed.notify()
 
-    def ask(self, question: Question) -> object:
-        answer: Future = Future()
+    def ask(self, queue: Queue[_Asked, _Answer], question: _Asked) -> _Answer:
         with self._changed:
-            self._waiting.append((question, answer))
+            answer = queue.add(question)
             self._changed.notify()
         return answer.result()
 
     def serve(self) -> None:
-        answers = {Scoring: self._scores, Slope: self._slopes, Attempt: self._completions}
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._waiting) >= self.alive)
+                self._changed.wait_for(lambda: self._waiting >= self.alive)
                 if not self.alive:
                     return
-                kind = self._next()
-                now = [one for one in self._waiting if type(one[0]) is kind]
-                self._waiting = [one for one in self._waiting if type(one[0]) is not kind]
-            try:
-                for (_, future), answer in zip(now, answers[kind]([one for one, _ in now]), strict=True):
-                    future.set_result(answer)
-            except Exception as error:  # the searches that asked end with it, and are reported with their jobs
-                for _, future in now:
-                    if not future.done():
-                        future.set_exception(error)
+                answer = self._next()
+            answer()
 
-    def _next(self) -> type:
+    @property
+    def _waiting(self) -> int:
+        return len(self.scorings) + len(self.slopes) + len(self.attempts)
+
+    def _next(self) -> Callable[[], None]:
         """Answers last: each of their tokens is a pass of its own, so that they pay by the batch."""
-        kinds = [type(question) for question, _ in self._waiting]
-        steps = [kind for kind in kinds if kind is not Attempt]
-        return max(steps, key=steps.count) if len(steps) > len(kinds) // 3 else Attempt
+        if len(self.scorings) + len(self.slopes) <= self._waiting // 3:
+            return self.attempts.taken()
+        return self.scorings.taken() if len(self.scorings) >= len(self.slopes) else self.slopes.taken()
 
     def _completions(self, attempts: Sequence[Attempt]) -> list[Completion]:
         distinct = list({attempt.id: attempt for attempt in attempts}.values())
@@ -149,7 +182,10 @@ class Hub:
 
     def _slopes(self, asked: Sequence[Slope]) -> list[Gradient]:
         plain = Scorer.of(self.model).plain
-        embed, head = plain.get_input_embeddings(), plain.get_output_embeddings()
+        embed: object = plain.get_input_embeddings()
+        head: object = plain.get_output_embeddings()  # type: ignore[no-untyped-call]
+        assert isinstance(embed, nn.Embedding)  # the organism's
+        assert isinstance(head, nn.Linear)
         rows = [(*one.case.before_ids, *one.suffix, *one.case.after_ids, *one.case.target.ids[:-1]) for one in asked]
         with torch.enable_grad():
             vectors = embed(_padded(rows)).detach().requires_grad_()
@@ -192,7 +228,8 @@ class Evaluator:
     def gradient(self, suffix: Sequence[int], objective: Objective) -> Gradient:
         self._current = tuple(suffix)
         length = len(suffix) + len(self.case.after_ids) + len(self.case.target.ids) - 1
-        return self.hub.ask(Slope(self.case, self._current, objective))._replace(spent=Spent(1, length, length))
+        found = self.hub.ask(self.hub.slopes, Slope(self.case, self._current, objective))
+        return found._replace(spent=Spent(1, length, length))
 
     def settle(self, suffix: Sequence[int]) -> Spent:
         self._current = tuple(suffix)
@@ -204,7 +241,8 @@ class Evaluator:
         differs = candidates != torch.tensor(self._current)
         first = torch.where(differs.any(1), differs.int().argmax(1), size - 1)
         spent = int((size - first).sum()) + count * (len(self.case.after_ids) + len(targets) - 1)
-        return Scores(self.hub.ask(Scoring(self.case, candidates, targets)), Spent(count, spent, 0))
+        reading = self.hub.ask(self.hub.scorings, Scoring(self.case, candidates, targets))
+        return Scores(reading, Spent(count, spent, 0))
 
 
 @dataclass(frozen=True)
@@ -212,4 +250,4 @@ class Engine:
     hub: Hub
 
     def complete(self, attempts: Sequence[Attempt]) -> list[Completion]:
-        return [self.hub.ask(attempt) for attempt in attempts]
+        return [self.hub.ask(self.hub.attempts, attempt) for attempt in attempts]
