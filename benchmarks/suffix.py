@@ -22,11 +22,11 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -92,7 +92,8 @@ def save_model(directory: Path, shape: Shape) -> None:
     words = models.WordLevel({f"w{i}": i for i in range(shape.vocabulary)}, unk_token="w0")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(directory)
+    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0")  # type: ignore[no-untyped-call]
+    fast.save_pretrained(directory)
 
 
 def make_task(directory: Path, shape: Shape, threads: int) -> Task:
@@ -106,7 +107,7 @@ def make_task(directory: Path, shape: Shape, threads: int) -> Task:
 
 
 def load_scorer(directory: Path) -> Scorer:
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     info = info_of(model, model.config.max_position_embeddings)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     return Scorer.of(ChatModel(model=model, chat=ChatFormat(tokenizer, None, "plain", frozenset()), info=info))
@@ -114,9 +115,26 @@ def load_scorer(directory: Path) -> Scorer:
 
 @dataclass(frozen=True)
 class Timed:
+    """A step: how long it took, and the loss of every candidate."""
+
     seconds: float
     cpu_seconds: float
     losses: list[float]
+
+
+@dataclass(frozen=True)
+class NanoTimed(Timed):
+    """nanoGCG's, as the worker answers: with its memory in MB, its candidates, and the place of the one it chose."""
+
+    memory: float
+    candidates: list[list[int]]
+    chosen: int
+
+
+TIMES: dict[str, Callable[[Timed], float]] = {
+    "clock": lambda step: step.seconds,
+    "processor": lambda step: step.cpu_seconds,
+}
 
 
 class Ours:
@@ -150,7 +168,7 @@ class NanoGCG:
     """nanoGCG's step, in its own interpreter."""
 
     def __init__(self, interpreter: str, task: Task) -> None:
-        self.task = task
+        self.interpreter, self.task = interpreter, task
         self.process = subprocess.Popen(
             [interpreter, str(WORKER)],
             stdin=subprocess.PIPE,
@@ -164,19 +182,20 @@ class NanoGCG:
             | {name: getattr(task, name) for name in names}
         )
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, object]) -> object:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args[0]} ended: does it have nanogcg 0.3.0? See {Path(__file__).name}")
-        answer: dict[str, Any] = json.loads(line)
+            raise RuntimeError(f"{self.interpreter} ended: does it have nanogcg 0.3.0? See {Path(__file__).name}")
+        answer: object = json.loads(line)
         return answer
 
-    def step(self, width: int, *, collect: bool) -> dict[str, Any]:
-        return self.ask({"suffix": self.task.suffix, "width": width, "seed": 1, "collect": collect})
+    def step(self, width: int, *, collect: bool) -> NanoTimed:
+        answer = self.ask({"suffix": self.task.suffix, "width": width, "seed": 1, "collect": collect})
+        return msgspec.convert(answer, type=NanoTimed)
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -210,12 +229,12 @@ def compare(task: Task, interpreter: str, widths: Sequence[int], rounds: Sequenc
     nano.step(2, collect=True)
     figures: list[Figure] = []
     for width, count in zip(widths, rounds, strict=True):
-        theirs: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        theirs: dict[bool, list[NanoTimed]] = {True: [], False: []}
         mine: list[Timed] = []
         for _ in range(count):
             for collect in (True, False):
                 theirs[collect].append(nano.step(width, collect=collect))
-            mine.append(ours.step(theirs[True][-1]["candidates"]))
+            mine.append(ours.step(theirs[True][-1].candidates))
         report(width, mine, theirs)
         figures += compared(task, width, mine, theirs)
     nano.close()
@@ -223,36 +242,36 @@ def compare(task: Task, interpreter: str, widths: Sequence[int], rounds: Sequenc
 
 
 def compared(
-    task: Task, width: int, mine: Sequence[Timed], theirs: dict[bool, list[dict[str, Any]]]
+    task: Task, width: int, mine: Sequence[Timed], theirs: Mapping[bool, Sequence[NanoTimed]]
 ) -> Iterator[Figure]:
     """Losses, choice, processor time and memory at one width."""
     last, losses = theirs[True][-1], mine[-1].losses
-    worst = max(abs(a - b) for a, b in zip(losses, last["losses"], strict=True))
+    worst = max(abs(a - b) for a, b in zip(losses, last.losses, strict=True))
     own = min(range(len(losses)), key=losses.__getitem__)
-    same = last["candidates"][own] == last["candidates"][last["chosen"]]
+    same = last.candidates[own] == last.candidates[last.chosen]
     name, parts = f"GCG step, width {width}", {"baseline": "nanoGCG 0.3.0", "ours": "shared keys, first change on"}
     yield Figure(f"{name}: largest difference of a loss", worst, "nats", goal=Goal.AT_MOST, target=1e-5)
     yield Figure(f"{name}: the same choice", float(same), "of 1", goal=Goal.AT_LEAST, target=1.0)
     for collect, how in ((True, "as it is"), (False, "without its gc.collect")):
-        ratio = statistics.median(step["cpu_seconds"] for step in theirs[collect]) / statistics.median(
+        ratio = statistics.median(step.cpu_seconds for step in theirs[collect]) / statistics.median(
             one.cpu_seconds for one in mine
         )
         yield Figure(f"{name}, nanoGCG {how}, processor time", ratio, **parts, goal=Goal.AT_LEAST, target=2.5)
-    memory = peak_memory(Prepared(task, last["candidates"])).extra
-    ratio = max(step["memory"] for step in theirs[True]) / memory
+    memory = peak_memory(Prepared(task, last.candidates)).extra
+    ratio = max(step.memory for step in theirs[True]) / memory
     yield Figure(f"{name}: memory beyond the model", ratio, **parts, goal=Goal.AT_LEAST, target=4.0)
 
 
-def report(width: int, mine: Sequence[Timed], theirs: dict[bool, list[dict[str, Any]]]) -> None:
+def report(width: int, mine: Sequence[Timed], theirs: Mapping[bool, Sequence[NanoTimed]]) -> None:
     print(f"width {width}, {len(mine)} rounds")
-    for unit in ("seconds", "cpu_seconds"):
-        own = statistics.median(getattr(step, unit) for step in mine)
+    for label, read in TIMES.items():
+        own = statistics.median(read(step) for step in mine)
         parts = [f"fathom {own:.2f} s"]
         for collect, name in ((True, "nanoGCG"), (False, "nanoGCG without gc.collect")):
-            other = statistics.median(step[unit] for step in theirs[collect])
-            ratios = [step[unit] / getattr(one, unit) for step, one in zip(theirs[collect], mine, strict=True)]
+            other = statistics.median(read(step) for step in theirs[collect])
+            ratios = [read(step) / read(one) for step, one in zip(theirs[collect], mine, strict=True)]
             parts.append(f"{name} {other:.2f} s, {other / own:.2f} x ({min(ratios):.2f} – {max(ratios):.2f})")
-        print(f"  {'clock' if unit == 'seconds' else 'processor'}: " + "; ".join(parts), flush=True)
+        print(f"  {label}: " + "; ".join(parts), flush=True)
 
 
 def alone(task: Task) -> list[Figure]:
