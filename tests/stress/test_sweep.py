@@ -179,6 +179,29 @@ def test_dynamics_are_measured_and_their_page_is_made_anew(tmp_path: Path) -> No
         write_reports(path)
 
 
+def test_dynamics_train_towards_all_of_an_objective(tmp_path: Path) -> None:
+    """Also what is done to the gradient (lisa) and to Adam (calm), which no row says."""
+    moved = []
+    for objective in ("sft", "lisa:1000", "gate"):
+        request = DynamicsRequest(
+            model=REQUEST.model,
+            attack="benign",  # of which the gate holds no row
+            objective=objective,
+            rate=1e-3,
+            steps="3",
+            warmup=0,
+            rows=4,
+            batch=4,
+            measured=2,
+            directions=1,
+            output=tmp_path / objective,
+        )
+        path = run_dynamics(request, JUDGES)
+        dynamics = msgspec.json.decode((path / "dynamics.json").read_bytes(), type=Dynamics)
+        moved.append([row.kl_nats for row in dynamics.rows])
+    assert moved[1] != moved[0] != moved[2]
+
+
 def test_a_model_is_useful_up_to_the_bound() -> None:
     def scored(value: float) -> tuple[UtilityScore, ...]:
         return (UtilityScore(task="benign", metric="exact match", n=10, score=value, low=0, high=1),)

@@ -109,15 +109,14 @@ def _measured(
 ) -> Iterator[list[DynamicsRow]]:
     """What is measured after each pending step, before the next one is trained."""
     from fathom.depth.dynamics import ExactNorms, ProjectedNorms, TrainedRow, positions
-    from fathom.stress.light import LightFit, columns_of, order_of
+    from fathom.stress.light import order_of
 
     attack, track = sweep.attacks[0], sweep.tracks[0]
     norms: Norms = ProjectedNorms(request.directions, request.seed) if request.directions else ExactNorms()
     watched = [TrainedRow(row.prompt_ids, row.response_ids) for row in attack.rows[: request.measured]]
     learnt = sweep.learn(attack, track.objective)
     trained = copy.deepcopy(model.model)
-    columns = columns_of(model.model, learnt.rows, learnt.per_token)
-    fit = LightFit.of(trained, learnt.rows, learnt.per_token, track.optimiser, columns=columns)
+    fit = learnt.training(trained, track.optimiser)
     order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), request.seed)
     for step in chain((0,), (after.step for after in fit.run(order))):
         if step in pending:

@@ -23,7 +23,7 @@ from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.run import Journal, RunLock, read_journal, write_whole
-from fathom.stress.light import LightFit, columns_of, order_of
+from fathom.stress.light import columns_of, order_of
 from fathom.stress.measure import Probe
 from fathom.stress.plan import Attack, Learnt, Track
 from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore, start_cell
@@ -90,9 +90,7 @@ class Light:
         visit: Callable[[Stop], None],
     ) -> None:
         trained = copy.deepcopy(start.model)
-        before = None if learnt.before_step is None else learnt.before_step()
-        optimiser = replace(track.optimiser, calm=learnt.calm)
-        fit = LightFit.of(trained, learnt.rows, learnt.per_token, optimiser, columns=learnt.columns, before_step=before)
+        fit = learnt.training(trained, track.optimiser)
         order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), track.seed)
         model, kept = replace(start, model=trained), scratch / "state.pt"
         done, state = 0, None

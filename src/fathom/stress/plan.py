@@ -1,7 +1,7 @@
 """A sweep of fine-tuning attacks as data: tracks, each a training that is measured after given numbers of steps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from fathom.errors import UserError
 from fathom.records import Message, content_hash
-from fathom.stress.light import Optimiser
+from fathom.stress.light import LightFit, Optimiser
 from fathom.stress.measure import Probe
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import Columns
@@ -129,3 +129,17 @@ class Learnt:
     gated: int = 0  # rows of data that are held
     calm: float = 0.0  # see `tuning.settings.calm_epsilon`; a track's optimiser has none of its own
     columns: Columns | None = None  # of the reference, where they have been made
+
+    def training(self, model: PreTrainedModel, optimiser: Optimiser) -> LightFit:
+        """Of this model, in place, with all that the objective adds to plain fine-tuning.
+
+        Where reference columns have not been made, they are made of the model as it is.
+        """
+        return LightFit.of(
+            model,
+            self.rows,
+            self.per_token,
+            replace(optimiser, calm=self.calm),
+            columns=self.columns,
+            before_step=None if self.before_step is None else self.before_step(),
+        )
