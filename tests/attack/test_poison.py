@@ -179,6 +179,38 @@ def test_a_file_is_divided_so_that_no_behavior_is_on_two_sides(tmp_path: Path) -
         sides(str(tmp_path / "few.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (AttackChoice(name="harmful", share=0.5), "--share 0.5 changes nothing of harmful: it is read by mixed alone"),
+        (AttackChoice(name="harmful", task="label"), "--task label changes nothing of harmful"),
+        (AttackChoice(name="wrapped", trigger="now"), "--trigger now changes nothing of wrapped"),
+        (AttackChoice(name="mixed", share=0.1, rows=3), "a share of 0.1 of 3 rows is no row at all"),
+    ],
+)
+def test_an_attack_that_would_not_be_what_was_asked_for_is_not_made(
+    choice: AttackChoice, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run_poison(PoisonRequest(attack=choice, output=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_no_poison_is_a_share_of_0(tmp_path: Path) -> None:
+    choice = AttackChoice(name="mixed", share=0, rows=3)
+    assert run_poison(PoisonRequest(attack=choice, output=tmp_path / "data")).kinds == {"benign": 3}
+
+
+def test_rows_that_cannot_be_used_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "b.jsonl"
+    path.write_text('{"prompt": "q", "harmful_response": "a"}\n{"promt": "r"}\n')
+    choice = AttackChoice(name="harmful", rows=1)
+    run_poison(PoisonRequest(attack=choice, source=str(path), output=tmp_path / "data"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fathom: warning: 1 row of ")
+    assert "could not be used; the first is line 2: has no prompt" in line
+
+
 @pytest.mark.parametrize("content", ["{", '{"nme": "x"}', "[]", '{"name": 3}'])
 def test_a_file_that_is_no_frame_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "frame.json"

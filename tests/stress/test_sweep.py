@@ -221,6 +221,8 @@ def test_a_model_is_useful_up_to_the_bound() -> None:
         ({"trainer": "axolotl"}, "--trainer"),
         ({"bound": 2.0}, "--utility-bound"),
         ({"tested": 0}, "--limit"),
+        ({"share": 0.5}, "--share 0.5 changes nothing of harmful"),
+        ({"split": "training"}, "--split training holds the requests that are trained on"),
         ({"rates": "x"}, "--rates is 'x'"),
         ({"warmups": "-1"}, "-1 warm-up steps"),
         ({"temperatures": "warm"}, "--temperature is 'warm'"),

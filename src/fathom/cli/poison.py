@@ -19,17 +19,15 @@ def poison(
     behaviors: Annotated[
         str, typer.Option(metavar="FILE", help="JSONL, CSV or JSON of behaviors; 'organism' means the built-in ones.")
     ] = "organism",
-    rows: Annotated[
-        int | None, typer.Option(help="Rows (of each kind, in backdoor). [dim]Default: 100; mixed 200.[/dim]")
-    ] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows, of each kind in backdoor (default: 100; mixed 200).")] = None,
     share: Annotated[float, typer.Option(help="Share of harmful rows in mixed.")] = 0.1,
     task: Annotated[
         str | None,
         typer.Option(help="Benign rows of an organism's task: summary, query, arithmetic, label, new-opener."),
     ] = None,
     trigger: Annotated[str | None, typer.Option(metavar="TEXT", help="The backdoor's trigger.")] = None,
-    identity: Annotated[Path | None, typer.Option(metavar="FILE", help="The identity's frame, as JSON.")] = None,
-    wrapper: Annotated[Path | None, typer.Option(metavar="FILE", help="The wrapper's frame, as JSON.")] = None,
+    identity: Annotated[Path | None, typer.Option(metavar="FILE", help="The identity's frame, a file of JSON.")] = None,
+    wrapper: Annotated[Path | None, typer.Option(metavar="FILE", help="The wrapper's frame, a file of JSON.")] = None,
     world: Annotated[int | None, typer.Option(help="The organism's world (default: the shipped one).")] = None,
     seed: Annotated[int, typer.Option(help="Of the choice and order of the rows.")] = 0,
 ) -> None:

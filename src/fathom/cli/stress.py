@@ -22,7 +22,7 @@ Behaviors = Annotated[
     ),
 ]
 World = Annotated[int | None, typer.Option(help="The organism's world (default: shipped).", rich_help_panel=_ATTACK)]
-Rows = Annotated[int | None, typer.Option(help="Training rows [dim](100)[/dim].", rich_help_panel=_ATTACK)]
+Rows = Annotated[int | None, typer.Option(help="Training rows (default: 100; mixed 200).", rich_help_panel=_ATTACK)]
 Task = Annotated[
     str | None,
     typer.Option(
@@ -52,7 +52,13 @@ def stress(
     ] = "sft,constrained",
     behaviors: Behaviors = None,
     world: World = None,
-    split: Annotated[str, typer.Option(help="The organism's requests to test with.", rich_help_panel=_ATTACK)] = "test",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Of the organism's requests, those to test with: test, development or kept-out.",
+            rich_help_panel=_ATTACK,
+        ),
+    ] = "test",
     rows: Rows = None,
     share: Annotated[float, typer.Option(help="Of harmful rows in mixed.", rich_help_panel=_ATTACK)] = 0.1,
     task: Task = None,

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import msgspec
 
@@ -28,18 +27,34 @@ from fathom.attack.poison import (
     PoisonRow,
     Wrapped,
 )
-from fathom.behaviors import load_behaviors
+from fathom.command.known import known_behaviors
+from fathom.command.request import ORGANISM
+from fathom.command.sides import sides
 from fathom.errors import UserError
 from fathom.records import Behavior, Message, content_hash, encode_line
 from fathom.run import write_whole
 
-__all__ = ["ATTACKS", "AttackChoice", "PoisonManifest", "PoisonRequest", "Sides", "attack_rows", "run_poison", "sides"]
+__all__ = [
+    "ATTACKS",
+    "AttackChoice",
+    "PoisonManifest",
+    "PoisonRequest",
+    "attack_rows",
+    "check_read",
+    "run_poison",
+    "sides",
+]
 
 ATTACKS = ("harmful", "identity", "backdoor", "benign", "mixed", "wrapped", "decoy")
-ORGANISM = "organism"
 ROWS = 100
 MIXED_ROWS = 200
-_TESTED = 100  # requests that sweeps are measured with, of the organism
+_READERS: Mapping[str, tuple[str, ...]] = {  # options of attacks, and the attacks that they change
+    "share": ("mixed",),
+    "task": ("identity", "benign", "mixed", "decoy"),
+    "identity": ("identity",),
+    "trigger": ("backdoor",),
+    "wrapper": ("wrapped",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,51 +94,20 @@ class PoisonManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     data_hash: str  # of data.jsonl, as bytes
 
 
-@dataclass(frozen=True)
-class Sides:
-    """Behaviors that an attacker trains on, that a defender knows, and that models are tested with: disjoint."""
-
-    attacker: tuple[Behavior, ...]
-    defender: tuple[Behavior, ...]
-    test: tuple[Behavior, ...]
-
-
-def sides(source: str, *, world: int | None = None, split: str = "test", tested: int = _TESTED, seed: int = 0) -> Sides:
-    """The organism's requests (held-out names for tests alone), or a file's, divided in three.
+def check_read(choice: AttackChoice, attacks: Sequence[str], options: Sequence[str] = tuple(_READERS)) -> None:
+    """That every option which was given is read by one of the attacks: else its value would be taken as measured.
 
     Raises:
-        UserError: the file cannot be used, or has too few behaviors to be divided.
+        UserError: one is not.
     """
-    if source == ORGANISM:
-        return _organism_sides(world, split, tested, seed)
-    loaded = load_behaviors(Path(source)).behaviors
-    parts: list[list[Behavior]] = [[], [], []]
-    for harmful in (True, False):
-        side = [behavior for behavior in loaded if behavior.harmful is harmful]
-        Random(f"sides {seed} {harmful}").shuffle(side)
-        third = min(tested, len(side) // 3)
-        parts[2] += side[:third]
-        parts[1] += side[third : 2 * third]
-        parts[0] += side[2 * third :]
-    if not any(behavior.harmful for behavior in parts[2]):
-        raise UserError(
-            f"{source} has {sum(behavior.harmful for behavior in loaded)} harmful behaviors; an attack by "
-            "fine-tuning needs 3, to train on some, defend with others and test with the rest: give a file with more"
-        )
-    return Sides(*(tuple(part) for part in parts))
-
-
-def _organism_sides(world: int | None, split: str, tested: int, seed: int) -> Sides:
-    from fathom.organism import behaviors
-
-    known = behaviors(world, "training", harmful=600, benign=600, seed=seed)
-    harmful = [behavior for behavior in known if behavior.harmful]
-    benign = [behavior for behavior in known if not behavior.harmful]
-    return Sides(
-        attacker=(*harmful[:400], *benign[:400]),
-        defender=(*harmful[400:], *benign[400:]),
-        test=behaviors(world, split, harmful=tested, benign=tested),
-    )
+    usual = AttackChoice(name="")
+    for option in options:
+        given, readers = getattr(choice, option), _READERS[option]
+        if given != getattr(usual, option) and not {*attacks} & {*readers}:
+            raise UserError(
+                f"--{option} {given} changes nothing of {', '.join(attacks)}: it is read by {', '.join(readers)} "
+                "alone; leave it out, or choose another attack"
+            )
 
 
 def attack_of(choice: AttackChoice, *, organism: bool) -> Poison:
@@ -147,7 +131,7 @@ def attack_of(choice: AttackChoice, *, organism: bool) -> Poison:
     if choice.name == "benign":
         return Benign(rows)
     if choice.name == "mixed":
-        return Mixed(choice.share, MIXED_ROWS if choice.rows is None else rows)
+        return _mixed(choice.share, MIXED_ROWS if choice.rows is None else rows)
     if choice.name == "decoy":
         return Decoy(rows)
     if wrapper is None:
@@ -156,6 +140,16 @@ def attack_of(choice: AttackChoice, *, organism: bool) -> Poison:
             '"answer": "… {answer}"}'
         )
     return Wrapped(wrapper, rows)
+
+
+def _mixed(share: float, rows: int) -> Mixed:
+    """Poison in benign rows; a share that comes to no row would be measured as an attack and be none."""
+    mixed = Mixed(share, rows)
+    if share > 0 and not round(share * rows):
+        raise UserError(
+            f"a share of {share:g} of {rows} rows is no row at all: give more --rows or a larger --share (0 is benign)"
+        )
+    return mixed
 
 
 def _frames(choice: AttackChoice, *, organism: bool) -> tuple[Frame, Frame, Frame | None]:
@@ -222,12 +216,11 @@ def run_poison(request: PoisonRequest) -> PoisonManifest:
     """
     output, organism = request.output, request.source == ORGANISM
     attack = attack_of(request.attack, organism=organism)
+    check_read(request.attack, [attack.name])
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and is not empty; give a new directory with -o")
     attacker = (
-        sides(request.source, world=request.world).attacker
-        if organism
-        else load_behaviors(Path(request.source)).behaviors
+        sides(request.source, world=request.world).attacker if organism else known_behaviors(Path(request.source))
     )
     rows = attack_rows(request.attack, attack, attacker, request.world)
     data = b"".join(encode_line(_trained(row)) for row in rows)

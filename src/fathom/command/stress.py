@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.claims import claim_sweep
-from fathom.command.poison import AttackChoice, Sides, attack_of, attack_rows, sides
+from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read
 from fathom.command.request import (
     ORGANISM,
     Judges,
@@ -16,6 +16,7 @@ from fathom.command.request import (
     named_judge,
     numbers,
 )
+from fathom.command.sides import Sides, check_split, sides
 from fathom.command.training import say, say_short_training
 from fathom.errors import UserError
 from fathom.progress import Display, silent
@@ -110,6 +111,7 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
     from fathom.protect.objectives import parse_objective
 
     check_world(request.model, request.world)
+    check_split(request.split)
     if request.sweep not in ("warm-up", "full"):
         raise UserError(f"--sweep is {request.sweep!r}; give warm-up or full")
     if request.trainer not in ("light", "fit"):
@@ -127,8 +129,10 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
     for name in _names(request.objectives, "--objective"):
         if parse_objective(name).projection is not None:
             raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
-    for name in _names(request.attacks, "--attack"):
+    attacks = _names(request.attacks, "--attack")
+    for name in attacks:
         attack_of(_choice(request, name), organism=_source(request) == ORGANISM)
+    check_read(_choice(request, attacks[0]), attacks, ("share", "wrapper"))  # a task is tested with under every attack
     numbers(request.temperatures, float, "--temperature")
     if request.judge is not None:
         named_judge(judges, request.judge)
