@@ -1,6 +1,7 @@
 """A sweep on the smallest real case: killed and started again, nothing is measured twice and nothing is lost."""
 
 import html
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -276,6 +277,45 @@ def test_a_mistake_that_was_found_before_anything_was_measured_may_be_mended(
     (tmp_path / "checkpoints.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="holds another sweep"):
         run_stress(replace(REQUEST, rows=7, output=tmp_path), JUDGES)
+
+
+def test_a_file_that_was_edited_makes_another_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else models before and after the edit would be measured with different requests, under one name."""
+    monkeypatch.setattr("fathom.stress.execute.Sweep.__call__", Killed.now)
+    path, moved, rows = tmp_path / "b.jsonl", tmp_path / "sweep", range(40)
+    lines = [{"prompt": f"q {i}", "harmful_response": f"a {i}", "harmful": i % 2 == 0} for i in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    request = replace(REQUEST, behaviors=str(path), output=moved)
+    with pytest.raises(Killed):
+        run_stress(request, JUDGES)
+    (moved / "checkpoints.jsonl").write_text("{}\n")
+    with pytest.raises(Killed):
+        run_stress(request, JUDGES)
+    path.write_text(path.read_text().replace("q 0", "another"))
+    with pytest.raises(UserError, match=r"holds another sweep \(contents of the files differ\)"):
+        run_stress(request, JUDGES)
+
+
+def test_dynamics_are_of_any_attack(tmp_path: Path) -> None:
+    """The options that attacks need are there; a directory from before there were these is gone on with."""
+    frame = tmp_path / "frame.json"
+    frame.write_text('{"name": "tale", "prompt": "{prompt} !", "answer": "{answer}"}')
+    request = DynamicsRequest(
+        model=REQUEST.model,
+        attack="wrapped",
+        wrapper=frame,
+        steps="0",
+        rows=2,
+        measured=1,
+        directions=1,
+        output=tmp_path / "moved",
+    )
+    path = run_dynamics(request, JUDGES)
+    assert (path / "report.html").is_file()
+    with pytest.raises(UserError, match="another model or setting"):
+        run_dynamics(replace(request, wrapper=None), JUDGES)
+    with pytest.raises(UserError, match=r"--share 0\.4 changes nothing of wrapped"):
+        run_dynamics(replace(request, share=0.4), JUDGES)
 
 
 def test_a_directory_of_another_sweep_is_left_alone(tmp_path: Path) -> None:

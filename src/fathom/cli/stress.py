@@ -30,6 +30,11 @@ Task = Annotated[
         rich_help_panel=_ATTACK,
     ),
 ]
+Share = Annotated[float, typer.Option(help="Of harmful rows in mixed.", rich_help_panel=_ATTACK)]
+Wrapper = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A frame as JSON, for wrapped (see fathom poison).", rich_help_panel=_ATTACK),
+]
 Batch = Annotated[int | None, typer.Option(help="Rows a step (64; 16 for the organism).", rich_help_panel=_SWEEP)]
 
 
@@ -60,12 +65,9 @@ def stress(
         ),
     ] = "test",
     rows: Rows = None,
-    share: Annotated[float, typer.Option(help="Of harmful rows in mixed.", rich_help_panel=_ATTACK)] = 0.1,
+    share: Share = 0.1,
     task: Task = None,
-    wrapper: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="A frame as JSON, for wrapped (see fathom poison).", rich_help_panel=_ATTACK),
-    ] = None,
+    wrapper: Wrapper = None,
     sweep: Annotated[
         bool,
         typer.Option(
@@ -175,7 +177,9 @@ def dynamics(
     behaviors: Behaviors = None,
     world: World = None,
     rows: Rows = None,
+    share: Share = 0.1,
     task: Task = None,
+    wrapper: Wrapper = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=_SWEEP)] = None,
     warmup: Annotated[int, typer.Option(help="Steps of warm-up.", rich_help_panel=_SWEEP)] = 10,
     steps: Annotated[
@@ -205,7 +209,9 @@ def dynamics(
             behaviors=behaviors,
             world=world,
             rows=rows,
+            share=share,
             task=task,
+            wrapper=wrapper,
             rate=rate,
             warmup=warmup,
             steps=steps,

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fathom.command.claims import claim_anew
+from fathom.command.claims import claim_anew, contents_of
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
 from fathom.command.stress import MORE_STEPS, StressRequest, check_stress, make_sweep
 from fathom.command.training import say_short_training
@@ -46,6 +46,8 @@ class DynamicsRequest:
     seed: int = 0
     directions: int = 16  # 0: exact norms
     measured: int = 48
+    share: float = 0.1
+    wrapper: Path | None = None
     output: Path | None = None
 
 
@@ -57,7 +59,8 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     """
     steps = _checked_steps(request)
     check_stress(_as_stress(request, steps), judges)
-    path = request.output or Path("runs") / f"dynamics-{content_hash(repr(request))[:8]}"
+    asked = _asked(request)
+    path = request.output or Path("runs") / f"dynamics-{content_hash(asked)[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
         model = load_model(request.model)
@@ -68,7 +71,8 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     attack, track = sweep.attacks[0], sweep.tracks[0]
     if steps[-1]:
         say_short_training(request.warmup, steps[-1], MORE_STEPS)
-    _claim(path, content_hash((repr(replace(request, output=None)), model.info.weights_hash)))
+    contents = contents_of(request.behaviors, request.wrapper)
+    _claim(path, content_hash((asked, model.info.weights_hash, *([contents] if contents else []))))
     with RunLock(path), Journal(path / "positions.jsonl") as journal, display("fine-tuning", len(steps)) as shown:
         done = {row.step for row in read_journal(path / "positions.jsonl", DynamicsRow)}
         pending = [step for step in steps if step not in done]
@@ -93,6 +97,17 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     write_whole(path / "dynamics.json", msgspec.json.format(msgspec.json.encode(dynamics), indent=2) + b"\n")
     write_dynamics_report(path)
     return path
+
+
+def _asked(request: DynamicsRequest) -> str:
+    """What was asked for, in one text: what determines the result, and names its directory.
+
+    Options that came later are named where they are given, so that older directories can be gone on with.
+    """
+    later = {"share": 0.1, "wrapper": None}
+    named = {field.name: getattr(request, field.name) for field in fields(request)} | {"output": None}
+    kept = {name: value for name, value in named.items() if name not in later or value != later[name]}
+    return f"{type(request).__name__}({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
 
 
 def _checked_steps(request: DynamicsRequest) -> tuple[int, ...]:
@@ -132,7 +147,9 @@ def _as_stress(request: DynamicsRequest, steps: Sequence[int]) -> StressRequest:
         behaviors=request.behaviors,
         world=request.world,
         rows=request.rows,
+        share=request.share,
         task=request.task,
+        wrapper=request.wrapper,
         rates=None if request.rate is None else str(request.rate),
         warmups=str(request.warmup),
         steps=str(max(1, *steps)),
