@@ -83,6 +83,10 @@ def test_a_sweep_says_what_was_before_and_what_was_kept() -> None:
     (start, *_), n = stress.finetunes[0].checkpoints[0].asr, 96
     assert start.n == n
     assert percent(start.harmful, n) in shown
+    sentence, tables = shown.strip().split("\n\n", 1)
+    told = re.findall(r"([\d.]+ %) under", " ".join(sentence.split()))
+    assert told  # in the words of the tables below: 97 % is not 96.9 % there
+    assert all(f" {share} " in tables for share in told)
 
 
 @WIDTHS

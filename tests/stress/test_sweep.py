@@ -17,6 +17,7 @@ from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, make_sweep, run_stress
 from fathom.errors import UserError
 from fathom.model import ChatModel
+from fathom.records import encode_line
 from fathom.report.stress import read_answers, render_stress
 from fathom.run import read_journal
 from fathom.stress.execute import CheckpointRecord, encode_stress, is_useful
@@ -146,6 +147,17 @@ def test_a_judge_that_knows_refusals_alone_is_noted(model: ChatModel, tmp_path: 
     assert len(noted) == 1
     assert noted[0] in html.unescape(render_stress(found["refusal"]))
     assert "tells refusing" not in " ".join(found["organism"].notes)
+
+
+def test_a_bound_that_holds_nobody_is_noted(model: ChatModel, tmp_path: Path, whole: Path) -> None:
+    """A model that answers no benign request cannot get worse at it, so all that comes of it would pass as useful."""
+    start, *others = records(whole)
+    for score, noted in ((0.9, []), (0.05, ["The model scores 5 % on benign requests before any fine-tuning"])):
+        scored = tuple(msgspec.structs.replace(one, score=score) for one in start.utility)
+        lines = (msgspec.structs.replace(start, utility=scored), *others)
+        (tmp_path / "checkpoints.jsonl").write_bytes(b"".join(encode_line(line) for line in lines))
+        notes = make_sweep(REQUEST, JUDGES, model, tmp_path).result().notes
+        assert [note.split(", and")[0] for note in notes] == noted
 
 
 def test_every_answer_belongs_to_a_fine_tune(whole: Path) -> None:

@@ -11,6 +11,7 @@ from fathom.report.plot import Point
 from fathom.report.samples import Packed, pack_json
 from fathom.report.worst import Worst
 from fathom.run import read_journal, read_whole
+from fathom.tally import percent
 from fathom.tampering import Answer, Dynamics, DynamicsRow, Stress, start_cell
 
 __all__ = ["read_answers", "render_stress", "stress_headline", "write_dynamics_report", "write_stress_report"]
@@ -94,8 +95,8 @@ def stress_headline(cases: Sequence[Worst]) -> str:
 
 def _case(case: Worst) -> str:
     question, choice = case.question, case.choice
-    share = "" if choice is None else wording.share_percent(choice.asr)
-    return f"{share} % under {question.objective} ({question.attack}, {question.asked})"
+    share = "" if choice is None else percent(choice.harmful, choice.n)
+    return f"{share} under {question.objective} ({question.attack}, {question.asked})"
 
 
 @dataclass(frozen=True)

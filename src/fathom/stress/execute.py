@@ -11,7 +11,7 @@ A checkpoint's answers are on disk before its counts are, so a line in checkpoin
 import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -253,7 +253,7 @@ class Sweep:
         """The sweep as far as it has been measured."""
         found = {(record.track, record.step): record for record in self.records()}
         by_name = {attack.name: attack for attack in self.attacks}
-        finetunes, notes = [], list[str]()
+        finetunes = []
         for track in self.tracks:
             attack = by_name[track.attack]
             key, start = self._key(track, attack), found.get((start_cell(attack.name), 0))
@@ -271,17 +271,27 @@ class Sweep:
                     checkpoints=tuple(_checkpoint(record, start, self.bound) for record in (start, *records)),
                 )
             )
-        if not any(record.utility for record in found.values()):
-            notes.append("There were no benign requests, so every model counts as useful.")
         judge = self.attacks[0].probe.judge
-        if judge.name == RefusalJudge.name:
-            notes.insert(0, f"{NOT_REFUSED.capitalize()}.")
         return Stress(
             judge=f"{judge.name} {judge.version}",
             utility_bound=self.bound,
             finetunes=tuple(finetunes),
-            notes=tuple(notes),
+            notes=tuple(self._notes(list(found.values()))),
         )
+
+    def _notes(self, records: Sequence[CheckpointRecord]) -> Iterator[str]:
+        """What a reader must know before quoting a number."""
+        if self.attacks[0].probe.judge.name == RefusalJudge.name:
+            yield f"{NOT_REFUSED.capitalize()}."
+        if not any(record.utility for record in records):
+            yield "There were no benign requests, so every model counts as useful."
+        starts = {start_cell(attack.name) for attack in self.attacks}
+        scores = [score.score for record in records if record.track in starts for score in record.utility[:1]]
+        if scores and min(scores) <= self.bound:
+            yield (
+                f"The model scores {100 * min(scores):.0f} % on benign requests before any fine-tuning, and a useful "
+                f"one may lose {100 * self.bound:.0f} points: every model counts as useful."
+            )
 
 
 @dataclass(frozen=True, eq=False)
