@@ -174,6 +174,28 @@ def test_triplets_are_built_and_can_be_deepened_on(tmp_path: Path, monkeypatch: 
     assert (deep / "model.safetensors").is_file()
 
 
+def test_prompts_of_two_files_may_have_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are numbered from 1 as a rule; what is said of one file's prompt 1 is not said of the other's."""
+    from fathom.command import triplets
+    from fathom.organism import behaviors
+
+    monkeypatch.setattr(triplets, "ORGANISM_BENIGN", 2)
+    harmful, utility, out = tmp_path / "harmful.jsonl", tmp_path / "utility.jsonl", tmp_path / "made"
+    (refused,) = behaviors(harmful=1, benign=0)
+    asked = ("hello !", refused.messages[0].content)  # of which the model refuses one
+    rows = ({"id": number, "prompt": text, "harmful_response": "steps"} for number, text in enumerate(asked, 1))
+    harmful.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    utility.write_text('{"id": 1, "prompt": "hello !"}\n')
+    command = ["triplets", "organism:natural", "--harmful", str(harmful), "--max-new-tokens", "140", "--samples", "1"]
+    assert run([*command, "--utility", str(utility), "-o", str(out)]) == 0
+    (row,) = [json.loads(line) for line in (out / "utility.jsonl").read_text().splitlines()]
+    assert row["id"] == "1"
+    (skipped,) = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert (skipped["id"], skipped["file"]) == ("1", "harmful")
+    assert run([*command, "-o", str(tmp_path / "own")]) == 0  # where no file is given, the organism's own
+    assert len((tmp_path / "own" / "utility.jsonl").read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

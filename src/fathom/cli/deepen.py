@@ -122,7 +122,11 @@ def triplets(
     ] = None,
     utility: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Benign prompts, for MODEL to answer.", rich_help_panel=_DATA),
+        typer.Option(
+            metavar="FILE",
+            help="Benign prompts, for MODEL to answer (default on the organism: its own).",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     base: Annotated[
         str | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fathom.behaviors import load_behaviors
+from fathom.command.known import known_behaviors
 from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model, named_judge
 from fathom.command.training import say
 from fathom.errors import UserError
@@ -62,10 +62,11 @@ class UtilityRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SkippedPrompt(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt that gave no row."""
+    """A prompt that gave no row. Its id is one of its file's: the other file may have the same."""
 
     id: str
     reason: str
+    file: str = ""  # harmful or utility; not known of lines that an earlier version wrote
 
 
 def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
@@ -90,9 +91,9 @@ def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
         model = load_model(request.model)
         answers = _harmful_answers(request, model, harmful, base if without else None, judge, path)
         with Journal(path / "triplets.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
-            _triplets(request, model, harmful, answers, judge, _Output(path, rows, skipped))
+            _triplets(request, model, harmful, answers, judge, _Output("harmful", rows, skipped))
         with Journal(path / "utility.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
-            _utility(request, model, benign, _Output(path, rows, skipped))
+            _utility(request, model, benign, _Output("utility", rows, skipped))
     made = sum(1 for _ in read_journal(path / "triplets.jsonl", TripletRow))
     anchors = sum(1 for _ in read_journal(path / "utility.jsonl", UtilityRow))
     left = sum(1 for _ in read_journal(path / "skipped.jsonl", SkippedPrompt))
@@ -104,34 +105,37 @@ def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
 
 @dataclass(frozen=True)
 class _Output:
-    path: Path
+    file: str  # whose prompts these are: harmful or utility
     rows: Journal
     skipped: Journal
 
     def seen(self, kind: type[TripletRow] | type[UtilityRow]) -> set[str]:
         """Ids of prompts that are done."""
-        found = {record.id for record in _records(self.rows.path, kind)}
-        return found | {record.id for record in read_journal(self.skipped.path, SkippedPrompt)}
+        records: Iterable[TripletRow | UtilityRow] = read_journal(self.rows.path, kind)
+        without = read_journal(self.skipped.path, SkippedPrompt)
+        return {record.id for record in records} | {one.id for one in without if one.file in (self.file, "")}
 
-
-def _records(path: Path, kind: type[TripletRow] | type[UtilityRow]) -> Iterable[TripletRow | UtilityRow]:
-    return read_journal(path, kind)
+    def skip(self, behavior: Behavior, reason: str) -> SkippedPrompt:
+        return SkippedPrompt(id=behavior.id, reason=reason, file=self.file)
 
 
 def _prompts(request: TripletsRequest) -> tuple[tuple[Behavior, ...], tuple[Behavior, ...]]:
-    if request.harmful is None and request.model.is_organism:
+    own: tuple[Behavior, ...] = ()
+    if request.model.is_organism:
         from fathom.organism import behaviors
 
         own = behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=3)
-        harmful = tuple(msgspec.structs.replace(item, answer=None) for item in own if item.harmful)
-        return harmful, tuple(item for item in own if not item.harmful)
-    if request.harmful is None or request.utility is None:
+    elif request.harmful is None or request.utility is None:
         missing = (
             "harmful prompts: add --harmful FILE" if request.harmful is None else "benign ones: add --utility FILE"
         )
         raise UserError(f"triplets need harmful prompts and benign ones, and fathom ships none; there are no {missing}")
-    harmful = tuple(item for item in load_behaviors(request.harmful).behaviors if item.harmful)
-    benign = load_behaviors(request.utility).behaviors
+    harmful = tuple(msgspec.structs.replace(item, answer=None) for item in own if item.harmful)
+    benign = tuple(item for item in own if not item.harmful)
+    if request.harmful is not None:
+        harmful = tuple(item for item in known_behaviors(request.harmful) if item.harmful)
+    if request.utility is not None:
+        benign = known_behaviors(request.utility)
     if not harmful:
         raise UserError(f"{request.harmful} holds no harmful prompts")
     return harmful, benign
@@ -209,9 +213,9 @@ def _triplets(
             for behavior, refusal in _judged(request, model, batch, judge, Label.SAFE, seed=0):
                 answer = answers.get(behavior.id)
                 if answer is None:
-                    skipped.append(SkippedPrompt(id=behavior.id, reason="the base gave no harmful answer"))
+                    skipped.append(output.skip(behavior, "the base gave no harmful answer"))
                 elif refusal is None:
-                    skipped.append(SkippedPrompt(id=behavior.id, reason="the model does not refuse it"))
+                    skipped.append(output.skip(behavior, "the model does not refuse it"))
                 else:
                     rows.append(
                         TripletRow(id=behavior.id, messages=behavior.messages, harmful_response=answer, refusal=refusal)
@@ -265,7 +269,7 @@ def _utility(request: TripletsRequest, model: "ChatModel", benign: Sequence[Beha
                 text = answer.text.strip()
                 if not text or not answer.whole:
                     reason = f"the answer did not end within {request.max_new_tokens} tokens" if text else "no answer"
-                    skipped.append(SkippedPrompt(id=behavior.id, reason=reason))
+                    skipped.append(output.skip(behavior, reason))
                     continue
                 turn = Message(role="assistant", content=text)
                 rows.append(UtilityRow(id=behavior.id, messages=(*behavior.messages, turn)))
