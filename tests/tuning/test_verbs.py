@@ -212,6 +212,9 @@ def test_prompts_of_two_files_may_have_the_same_ids(tmp_path: Path, monkeypatch:
         (["--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--config", "nowhere.yaml"], "cannot be read"),
         (["--set", "max_length=12"], "before the first one that is learned"),
+        (["--lora-rank", "4"], "--lora-rank 4 without --lora: all weights would be trained"),
+        (["--lora", "--lora-targets", "q_proj, nope"], "it has no layer called 'nope'; its linear layers are q_proj"),
+        (["--lora", "--lora-targets", ","], "--lora-targets is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_behind(

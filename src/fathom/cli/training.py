@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fathom.command.training import Lora
+    from fathom.command.lora import Lora
 
 __all__ = ["Config", "LoraFlag", "LoraRank", "LoraTargets", "Out", "Set", "WithAudit", "done", "lora_of"]
 
@@ -34,9 +34,18 @@ WithAudit = Annotated[
 
 
 def lora_of(wanted: object, rank: int, targets: str) -> "Lora | None":
-    """The adapter that was asked for, if one was."""
-    from fathom.command.training import Lora
+    """The adapter that was asked for, if one was.
 
+    Raises:
+        UserError: there is to be none, and its rank or layers are given: all weights would be trained.
+    """
+    from fathom.command.lora import Lora
+    from fathom.errors import UserError
+
+    usual = Lora()
+    if not wanted and (rank, targets) != (usual.rank, usual.targets):
+        option = f"--lora-rank {rank}" if rank != usual.rank else f"--lora-targets {targets}"
+        raise UserError(f"{option} without --lora: all weights would be trained; add --lora, or leave it out")
     return Lora(rank=rank, targets=targets) if wanted else None
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.finetune import finish_card
-from fathom.command.request import Judges, check_world, choice
+from fathom.command.lora import check_lora
+from fathom.command.request import Judges, check_world, choice, display_for
 from fathom.command.sources import LOOSE, ORGANISM_NEW_TOKENS, Sources, anchor_rows, load_sources, loosened_anchor
 from fathom.command.training import (
     Training,
@@ -135,6 +136,7 @@ def _run(
     directory = TuningDirectory(request.training.output)
     directory.check()
     model = load_to_train(request.training.model, ranks)
+    check_lora(request.training.lora, model)
     manifest = TuningManifest.make(
         "deepen", model.info, _configuration(request, mixture, sampler, sources, settings, resistance)
     )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from fathom.command.known import file_hash, known_behaviors
+from fathom.command.lora import check_lora
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
 from fathom.command.training import (
     Training,
@@ -105,6 +107,7 @@ def _run(
     directory = TuningDirectory(request.training.output)
     directory.check()
     model = load_to_train(request.training.model, ranks)
+    check_lora(request.training.lora, model)
     manifest = TuningManifest.make(
         "finetune", model.info, _configuration(request, objective, judge, examples, settings)
     )

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fathom.command.lora import Lora
 from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
@@ -18,13 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from fathom.model import ChatModel
-    from fathom.tuning.adapter import Adapter
     from fathom.tuning.directory import TuningDirectory, WrittenPlan
     from fathom.tuning.fit import Fitted
     from fathom.tuning.objective import TokenObjective
     from fathom.tuning.settings import Settings
 
-__all__ = ["Audits", "Lora", "TrainingRequest", "say", "train", "training_ranks"]
+__all__ = ["Audits", "TrainingRequest", "say", "train", "training_ranks"]
 
 AUDITED = 60  # requests of the audit before and after
 SHOWN = (
@@ -37,25 +37,6 @@ SHOWN = (
     "weight_decay",
     "seed",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """LoRA as it was asked for."""
-
-    rank: int = 16
-    alpha: int | None = None  # default: twice the rank
-    dropout: float = 0.0
-    targets: str = "all-linear"
-
-    def adapter(self) -> "Adapter":
-        """Raises `UserError` for numbers that make no adapter."""
-        from fathom.tuning.adapter import Adapter
-
-        if self.rank < 1 or (self.alpha is not None and self.alpha < 1) or not 0 <= self.dropout < 1:
-            raise UserError("LoRA needs a rank and an alpha of at least 1, and a dropout in [0, 1)")
-        targets = self.targets if self.targets == "all-linear" else tuple(self.targets.split(","))
-        return Adapter(self.rank, self.alpha or 2 * self.rank, self.dropout, targets)
 
 
 @dataclass(frozen=True, kw_only=True)

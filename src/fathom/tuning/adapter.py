@@ -10,6 +10,7 @@ from fathom.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedModel
 
 __all__ = ["Adapter", "in_parts", "merge", "with_adapter"]
@@ -26,6 +27,35 @@ class Adapter:
     alpha: int = 32
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
+
+    def check(self, model: "PreTrainedModel") -> None:
+        """That the model has every layer that is named; PEFT itself is content with one of them.
+
+        Raises:
+            UserError: it has not, or none is named.
+        """
+        if isinstance(self.targets, str):
+            return
+        if not self.targets:
+            raise UserError("--lora-targets is empty: give names of layers, or all-linear")
+        names = [name for name, _ in model.named_modules()]
+        for target in self.targets:
+            if not any(f".{name}".endswith(f".{target}") for name in names):
+                raise UserError(
+                    f"LoRA cannot be put on this model: it has no layer called {target!r}; its linear layers are "
+                    f"{', '.join(_linear(model))}"
+                )
+
+
+def _linear(model: "PreTrainedModel") -> list[str]:
+    """Last names of the layers that multiply by a matrix, each once, in the model's order."""
+    found = (name.rpartition(".")[2] for name, layer in model.named_modules() if _multiplies(layer))
+    return list(dict.fromkeys(found))
+
+
+def _multiplies(layer: "Module") -> bool:
+    """Linear layers, and GPT-2's, which are called Conv1D."""
+    return getattr(getattr(layer, "weight", None), "ndim", 0) == 2 and "Embedding" not in type(layer).__name__
 
 
 def with_adapter(model: "PreTrainedModel", adapter: Adapter, seed: int = 0) -> "PreTrainedModel":
