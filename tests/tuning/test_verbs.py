@@ -254,6 +254,15 @@ def test_a_mistake_that_was_found_before_any_work_may_be_mended(
     assert "nothing was overwritten" in fails([*command, "--data", str(long)], capsys)
 
 
+def test_requests_in_another_encoding_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, rows, asked = tmp_path / "model", data(tmp_path / "data.jsonl", 2), tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "hello !"}\n{"promt": "hello"}\n', encoding="utf-16")
+    command = ["finetune", "organism:natural", "--data", str(rows), "--objective", "sft", "--no-audit", "-o", str(out)]
+    command += ["--set", "max_steps=1", "--set", "warmup_steps=0", "--harmful", str(asked)]
+    assert run(command) == 0
+    assert capsys.readouterr().err.count(f"1 row of {asked} could not be used; the first is line 2") == 1
+
+
 def test_a_step_at_a_rate_of_0_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, rows = tmp_path / "model", data(tmp_path / "data.jsonl", 2)
     command = ["finetune", "organism:natural", "--data", str(rows), "--objective", "sft", "--no-audit", "-o", str(out)]

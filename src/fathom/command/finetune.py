@@ -73,8 +73,8 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     audited = training.audited()
     judge = named_judge(judges, request.judge or ("guild-refusal" if training.model.is_organism else "refusal"))
     _check_requests(request, objective)
-    if request.harmful is not None or request.benign is not None:
-        _own_requests(request)  # a file that cannot be used says so before anything is loaded
+    for path in filter(None, (request.harmful, request.benign)):
+        known_behaviors(path)  # a file that cannot be used says so before anything is loaded
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -195,8 +195,8 @@ def _configuration(
         "objective": objective.name,
         "objective_parts": repr(objective),
         "data": content_hash([(example.messages, example.response) for example in examples]),
-        "harmful": None if request.harmful is None else content_hash(request.harmful.read_text(encoding="utf-8")),
-        "benign": None if request.benign is None else content_hash(request.benign.read_text(encoding="utf-8")),
+        "harmful": None if request.harmful is None else file_hash(request.harmful),
+        "benign": None if request.benign is None else file_hash(request.benign),
         "judge": (judge.name, judge.version),
         "lora": repr(request.training.lora),
         "settings": {

@@ -78,7 +78,7 @@ def _example(fields: object, source: str) -> Example:
     if "instruction" in named and isinstance(context, str) and context.strip() and asked != context:
         asked = f"{asked}\n\n{context}"
     system = named.get("system")
-    first = (Message(role="system", content=system),) if isinstance(system, str) and system.strip() else ()
+    first = (Message(role="system", content=_text(system)),) if isinstance(system, str) and system.strip() else ()
     return _conversation(
         (*first, Message(role="user", content=asked), Message(role="assistant", content=_text(answer))), source
     )
@@ -91,6 +91,10 @@ def _first(fields: Mapping[str, object], names: tuple[str, ...]) -> object | Non
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise _UnusableError(f"{type(value).__name__} stands where text should")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can write it, and no tokenizer can read it
+        raise _UnusableError(f"its text holds half of a character (at {error.start})") from error
     return value
 
 
@@ -105,7 +109,7 @@ def _turns(value: object) -> tuple[Message, ...]:
         content = turn.get("content", turn.get("value"))
         if role not in ("system", "user", "assistant") or not isinstance(content, str):
             raise _UnusableError("a message needs a role (system, user or assistant) and a content of text")
-        found.append(Message(role=role, content=content))
+        found.append(Message(role=role, content=_text(content)))
     return tuple(found)
 
 
