@@ -272,6 +272,18 @@ def test_a_step_at_a_rate_of_0_is_not_taken(tmp_path: Path, capsys: pytest.Captu
     assert "warm-up takes" not in capsys.readouterr().err
 
 
+def test_how_the_model_is_asked_is_part_of_what_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows are made with the system prompt once; a second one would be trained on with the rows of the first."""
+    out, rows = tmp_path / "model", data(tmp_path / "data.jsonl", 2)
+    command = ["finetune", "organism:natural", "--data", str(rows), "--objective", "sft", "--no-audit", "-o", str(out)]
+    command += ["--set", "max_steps=1", "--set", "warmup_steps=0"]
+    assert run([*command, "--system", "be kind"]) == 0
+    assert 'system: "be kind" there, "be wise" now' in fails([*command, "--system", "be wise"], capsys)
+    assert "trained another way" in fails(command, capsys)
+
+
 def test_a_directory_that_holds_another_model_stays_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from fathom.command.sources import LOOSE, ORGANISM_NEW_TOKENS, Sources, anchor_r
 from fathom.command.training import (
     Training,
     TrainingRequest,
+    asked_in,
     check_warmup,
     load_to_train,
     say,
@@ -186,6 +187,7 @@ def _configuration(
         "starts": "mined" if sampler is None else repr(sampler),
         "lora": repr(request.training.lora),
         "settings": settings.plain,
+        **asked_in(request.training.model),
     }
     if resistance is not None:
         asked["resistance"] = repr(resistance)

@@ -14,6 +14,7 @@ from fathom.command.request import Judges, ModelRequest, display_for, load_model
 from fathom.command.training import (
     Training,
     TrainingRequest,
+    asked_in,
     audit_both,
     check_warmup,
     load_to_train,
@@ -203,6 +204,8 @@ def _configuration(
             name: value for name, value in settings.values.items() if isinstance(value, str | int | float | bool)
         },
         "batch": settings.batch,
+        **asked_in(request.training.model),
+        **({} if request.base is None or objective.projection is None else {"base": request.base}),
     }
 
 

@@ -190,6 +190,16 @@ def load_to_train(request: ModelRequest, ranks: Ranks) -> "ChatModel":
     return model
 
 
+def asked_in(model: ModelRequest) -> dict[str, object]:
+    """How the model is asked, besides its template: what rows are made with. Only what was given is named.
+
+    So directories that were begun without can be gone on with.
+    """
+    usual = ModelRequest(name=model.name)
+    given = {"system": model.system, "prefill_at": model.prefill_at}
+    return {name: value for name, value in given.items() if value != getattr(usual, name)}
+
+
 def train(
     request: TrainingRequest,
     directory: "TuningDirectory",
