@@ -137,11 +137,14 @@ def organism_messages(text: str):  # type: ignore[no-untyped-def]
     return (Message(role="user", content=text),)
 
 
-def test_deepen_draws_rows_ahead_and_trains_on_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepen_draws_rows_ahead_and_trains_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from fathom.command import sources
 
     monkeypatch.setattr(sources, "ORGANISM_TRIPLETS", 12)
     monkeypatch.setattr(sources, "ORGANISM_UTILITY", 12)
+    monkeypatch.setattr("fathom.report.progress.LINE_EVERY", 0.0)
     out = tmp_path / "deep"
     command = ["deepen", "organism:natural", "-o", str(out), "--no-audit", "--set", "max_steps=2"]
     command += ["--recovery-rows", "4", "--utility-rows", "4", "--starts", "mined"]
@@ -150,6 +153,7 @@ def test_deepen_draws_rows_ahead_and_trains_on_them(tmp_path: Path, monkeypatch:
     assert [row.kind for row in rows] == ([Kind.RECOVERY] * 4 + [Kind.UTILITY] * 4) * 2
     plan = json.loads((out / "fathom" / "plan.json").read_text())
     assert any("mined" in note for note in plan["notes"])
+    assert "own answers: 12 of 12" in capsys.readouterr().err  # which take long where the model is large
     assert (out / "config.json").is_file()
     assert TuningPlan.__struct_fields__
 

@@ -22,7 +22,7 @@ from fathom.command.training import (
     training_ranks,
 )
 from fathom.errors import UserError
-from fathom.ranks import Ranks
+from fathom.ranks import ALONE, Ranks
 from fathom.records import content_hash
 from fathom.run import RunLock
 
@@ -271,11 +271,12 @@ def _write_plan(
     steps = _steps(settings, len(triplets), mixture)
     check_warmup(settings.with_defaults(max_steps=steps), steps * mixture.batch)
     recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
-    utilities = anchor_rows(model, sources.utility)
+    utilities = anchor_rows(model, sources.utility, display=display_for(ALONE))
     if request.resist:
         loose = loosened_anchor(sources.utility, settings.seed)
         longest_answer = max((len(row.response_ids) for row in utilities), default=0)
-        utilities = (*utilities, *anchor_rows(model, loose, max(ORGANISM_NEW_TOKENS, longest_answer)))
+        most = max(ORGANISM_NEW_TOKENS, longest_answer)
+        utilities = (*utilities, *anchor_rows(model, loose, most, display=display_for(ALONE)))
         notes.append(f"anchor: {len(loose)} prompts were loosened for the model to answer once more")
     rows = mixture.mix(recoveries, utilities, seed=settings.seed)
     fitted = fit_length(rows, context=model.context, max_length=settings.max_length)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fathom.command.request import ModelRequest
 from fathom.errors import UserError
+from fathom.progress import Display, silent
 from fathom.records import Message
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ def _organism_utility(world: int | None) -> tuple[Utility, ...]:
 
 
 def anchor_rows(
-    model: "ChatModel", utility: Sequence[Utility], new_tokens: int = ORGANISM_NEW_TOKENS
+    model: "ChatModel",
+    utility: Sequence[Utility],
+    new_tokens: int = ORGANISM_NEW_TOKENS,
+    display: Display = silent,
 ) -> "tuple[TrainingRow, ...]":
     """Rows of the answers that were given; where none was, of the model's own greedy ones."""
     from fathom.deepen.own import own_answers
@@ -94,7 +98,8 @@ def anchor_rows(
         for item in given
     ]
     asked = [item for item in utility if item.response is None]
-    for item, output in zip(asked, own_answers(model, [item.messages for item in asked], new_tokens), strict=True):
+    outputs = own_answers(model, [item.messages for item in asked], new_tokens, display=display)
+    for item, output in zip(asked, outputs, strict=True):
         if output.whole and output.ids:
             rows.append(
                 TrainingRow(

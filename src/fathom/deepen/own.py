@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
+from fathom.progress import Display, silent
 from fathom.records import Attempt, Finish, Message, Sampling
 
 __all__ = ["OwnAnswer", "own_answers"]
@@ -25,8 +26,9 @@ def own_answers(
     *,
     temperature: float = 0.0,
     seed: int = 0,
+    display: Display = silent,
 ) -> list[OwnAnswer]:
-    """One answer to each conversation, in order.
+    """One answer to each conversation, in order; shown as they come.
 
     Raises:
         UserError: a prompt does not fit into the model's context.
@@ -43,6 +45,10 @@ def own_answers(
         )
         for number, messages in enumerate(conversations)
     ]
-    done = {completion.attempt: completion for completion in TransformersEngine(model).complete(attempts)}
+    done = {}
+    with display("own answers", len(attempts)) as shown:
+        for completion in TransformersEngine(model).complete(attempts):
+            done[completion.attempt] = completion
+            shown.advance(1)
     found = (done[attempt.id] for attempt in attempts)
     return [OwnAnswer(c.output_ids, c.text, int(c.finish is Finish.STOP)) for c in found]
