@@ -270,6 +270,7 @@ def test_tab_separated(load):
         ('prompt\n"open', "b.csv", "is not CSV (line 2"),
         ('[{"prompt": "a"},\n{]', "b.json", "is not JSON"),
         ('{"prompt": "a"}\n{"prompt": "b"}', "b.json", ".jsonl"),
+        ('[{"prompt": "a"},\n{"prompt": "b"}]', "b.jsonl", "name it .json"),
         ("3", "b.json", "not a list of objects"),
         ("[" * 100_000, "b.json", "nested too deeply"),
         ('{"target": "a"}', "b.jsonl", "none of the 1 rows"),

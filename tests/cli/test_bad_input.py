@@ -80,6 +80,18 @@ def other_files(folder: Path) -> None:
     (folder / "full/thesis.tex").write_text("years of work")
 
 
+def poisoned(folder: Path) -> None:
+    (folder / "made").mkdir()
+    for name in ("data.jsonl", "rows.jsonl", "frames.jsonl", "manifest.json"):
+        (folder / "made" / name).write_text("{}")
+
+
+def triplets(folder: Path) -> None:
+    (folder / "made").mkdir()
+    for name in ("build.json", "triplets.jsonl", "utility.jsonl", "skipped.jsonl"):
+        (folder / "made" / name).write_text("")
+
+
 LONG = {**ROW, "prompt": "How " * 1100}
 
 CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
@@ -149,8 +161,12 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
     "no argument": (nothing, ("judge",), "RUN|FILE.jsonl"),
     "no rows to judge": (nothing, ("judge", "none.jsonl"), "cannot read none.jsonl"),
     "a file without rows": (text(b"\n"), ("judge", "rows.jsonl"), "nothing to judge"),
+    "rows to judge in CSV": (text(b"prompt,completion\n", "rows.csv"), ("judge", "rows.csv"), "is CSV by its name"),
     "no such judge of rows": (rows(ROW), ("judge", "rows.jsonl", "--with", "jury"), "no judge called 'jury'"),
     "no run to judge": (other_files, ("judge", "full"), "is not a run directory"),
+    "poison to judge": (poisoned, ("judge", "made"), "holds what `fathom poison` made and no run of `fathom audit`"),
+    "poison to report": (poisoned, ("report", "made"), "holds what `fathom poison` made, which has no page"),
+    "triplets to compare": (triplets, ("compare", "made", "made"), "holds what `fathom triplets` made and no run"),
     "no run to report": (other_files, ("report", "full"), "is not a run directory"),
     "no run to compare": (other_files, ("compare", "full", "full"), "is not a run directory"),
     "stages where there are files": (other_files, ("organism", "train", "-o", "full"), "not an empty directory"),

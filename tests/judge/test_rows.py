@@ -74,6 +74,25 @@ def test_nothing_to_judge_is_the_users_mistake(lines: list[str]) -> None:
         list(judge_rows(lines, JUDGE, source="answers.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"prompt": "a", "completion": "b"}\n'.encode("utf-16"), "not text in UTF-8"),
+        (b'[{"prompt": "a", "completion": "b"},\n{}]', "is a JSON list"),
+        (b'\n[\n {\n  "prompt": "a"\n }\n]', "is a JSON list"),
+    ],
+)
+def test_a_file_of_another_format_is_one_line(content: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        next(judge_rows(content.splitlines(keepends=True), JUDGE, source="answers.json"))
+
+
+def test_a_first_line_that_is_no_row_may_be_a_list() -> None:
+    first, second = judge_rows(["[1]", row(prompt="a", completion=REFUSAL)], JUDGE)
+    assert isinstance(first, SkippedLine)
+    assert isinstance(second, JudgedRow)
+
+
 def test_rows_stream() -> None:
     def endless() -> Iterator[str]:
         while True:

@@ -1,5 +1,6 @@
 """The rows of a JSONL, CSV or JSON file, each with its line. Text is data: nothing in a file is executed."""
 
+import contextlib
 import csv
 import io
 import json
@@ -61,7 +62,10 @@ def _text(path: Path) -> str:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[FileRow]:
-    del path
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            if any(isinstance(item, dict) for item in json.loads(text)):
+                raise UserError(f"{path} is one JSON list, and .jsonl means one object a line: name it .json")
     # Not splitlines(): JSON strings may hold other characters that it takes for ends of lines.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -16,6 +16,8 @@ class Made(StrEnum):
     STRESS = "stress"
     DYNAMICS = "dynamics"
     TRAINING = "training"
+    POISON = "poison"
+    TRIPLETS = "triplets"
 
 
 def made_by(path: Path) -> Made:
@@ -24,6 +26,8 @@ def made_by(path: Path) -> Made:
         Made.STRESS: ("stress.json", "checkpoints.jsonl"),
         Made.DYNAMICS: ("dynamics.json", "positions.jsonl"),
         Made.TRAINING: ("fathom/manifest.json",),
+        Made.POISON: ("frames.jsonl",),
+        Made.TRIPLETS: ("build.json",),
     }
     return next((made for made, names in files.items() if any((path / name).is_file() for name in names)), Made.AUDIT)
 
@@ -46,5 +50,6 @@ def open_audit(path: Path) -> Run:
         held = f"its audits are {' and '.join(map(str, runs))}" if runs else f"`fathom audit {path}` makes one"
         raise UserError(f"{path} is a trained model and no run of `fathom audit`; {held}")
     if made is not Made.AUDIT:
-        raise UserError(f"{path} holds what `fathom {made}` measured and no run of `fathom audit`; give such a run")
+        done = "measured" if made in (Made.STRESS, Made.DYNAMICS) else "made"
+        raise UserError(f"{path} holds what `fathom {made}` {done} and no run of `fathom audit`; give such a run")
     return Run.open(path)

@@ -50,6 +50,8 @@ def judged_lines(path: Path, judge: Judge) -> Iterator[JudgedRow | SkippedLine]:
     if str(path) == "-":
         yield from judge_rows(sys.stdin.buffer, judge, source="standard input")
         return
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise UserError(f"{path} is CSV by its name: give one JSON object a line (.jsonl), with prompt and completion")
     try:
         with path.open("rb") as file:
             yield from judge_rows(file, judge, source=str(path))

@@ -5,6 +5,7 @@ other keys are let be.
 """
 
 import codecs
+import re
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -42,13 +43,15 @@ def judge_rows(
     """Judge each line as it is read; empty lines are passed over.
 
     Raises:
-        UserError: at the end, if there was no row that could be judged.
+        UserError: at the end, if there was no row that could be judged; at once, if the first says that none will be.
     """
     used = 0
     first: SkippedLine | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        if first is None and not used:
+            _check_format(line, source)
         judged = _judge_line(number, line, judge)
         if isinstance(judged, JudgedRow):
             used += 1
@@ -58,6 +61,19 @@ def judge_rows(
     if not used:
         why = f"line {first.row}: {first.skipped}" if first else "it has no rows"
         raise UserError(f"{source}: nothing to judge ({why}); give one JSON object a line with prompt and completion")
+
+
+def _check_format(line: str | bytes, source: str) -> None:
+    """That the first line is not of a file in another format, of which every line would be named as wrong.
+
+    Raises:
+        UserError: it begins UTF-16, or a JSON list.
+    """
+    data = line.encode("utf-8", "replace") if isinstance(line, str) else line
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{source} is not text in UTF-8: save it in that encoding")
+    if re.match(rb"\[\s*({|$)", data.removeprefix(codecs.BOM_UTF8).strip()):
+        raise UserError(f"{source} is a JSON list: give its objects one a line, with prompt and completion")
 
 
 def _judge_line(number: int, line: str | bytes, judge: Judge) -> JudgedRow | SkippedLine:
