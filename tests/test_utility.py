@@ -1,11 +1,13 @@
 """Scores of task answers, and the command that hands a model to lm-eval."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fathom.command.utility import UtilityRequest, run_utility
 from fathom.errors import UserError
 from fathom.records import Label
 from fathom.utility import exact_match, final_number, lm_eval_command, over_refusal, rouge_1, shown_command
@@ -58,6 +60,17 @@ def test_a_command_is_one_shell_line_whatever_the_model_is_called(name: str) -> 
     command = lm_eval_command(name, ["gsm8k", "mmlu"], limit=3)
     assert tuple(shlex.split(shown_command(command))) == command
     assert f"pretrained={name},dtype=auto" in command
+
+
+def test_a_model_without_a_chat_template_is_asked_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    run_utility(UtilityRequest(model=str(tmp_path), tasks=("mmlu",)))
+    printed = capsys.readouterr()
+    assert "--apply_chat_template" not in printed.out
+    assert "has no chat template" in printed.err
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    run_utility(UtilityRequest(model=str(tmp_path), tasks=("mmlu",)))
+    assert "--apply_chat_template" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("model", "tasks"), [("a,b", ["x"]), ("a=b", ["x"]), ("a", []), ("a", [" "])])

@@ -1,5 +1,6 @@
 """Where a model's files are, and whether there is a model at all: said before transformers says so in many lines."""
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from fathom.errors import UserError
 
-__all__ = ["check_source", "is_local", "one_line", "place", "quiet"]
+__all__ = ["check_source", "has_template", "is_local", "one_line", "place", "quiet"]
 
 
 def is_local(name: str) -> bool:
@@ -51,6 +52,17 @@ def check_source(name: str, revision: str | None) -> None:
         raise UserError(f"{name} has no config.json: give a directory in Hugging Face format (save_pretrained)")
     if revision is not None:
         raise UserError(f"a revision was given, but {name} is a directory: revisions are for names on the hub")
+
+
+def has_template(name: str) -> bool:
+    """Whether a model's directory holds a chat template, in any of the places where transformers keeps one."""
+    path = Path(name).expanduser()
+    if any((path / file).is_file() for file in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(json.loads((path / "tokenizer_config.json").read_bytes()).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _fetch_config(name: str, revision: str | None) -> None:

@@ -15,8 +15,18 @@ from fathom.errors import UserError
 from fathom.records import Label
 from fathom.tally import Tally
 
-__all__ = ["exact_match", "final_number", "has_lm_eval", "lm_eval_command", "over_refusal", "rouge_1", "shown_command"]
+__all__ = [
+    "CHAT",
+    "exact_match",
+    "final_number",
+    "has_lm_eval",
+    "lm_eval_command",
+    "over_refusal",
+    "rouge_1",
+    "shown_command",
+]
 
+CHAT = ("--apply_chat_template",)
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
 
@@ -72,8 +82,11 @@ def lm_eval_command(
     limit: int | None = None,
     output: str | None = None,
     python: str = sys.executable,
+    chat: Sequence[str] = CHAT,
 ) -> tuple[str, ...]:
     """The command that runs lm-eval on a Hugging Face model with its chat template, as arguments.
+
+    `chat` is empty for a model that has no template: lm-eval would end where it looks for one.
 
     Raises:
         UserError: no task is named, or a value holds a comma or an equals sign, which lm-eval's arguments cannot.
@@ -84,7 +97,7 @@ def lm_eval_command(
     for name, value in values.items():
         if "," in value or "=" in value:
             raise UserError(f"{name} is {value!r}: lm-eval's arguments cannot hold a comma or =; rename the directory")
-    found = [python, "-m", "lm_eval", "--model", "hf", "--apply_chat_template"]
+    found = [python, "-m", "lm_eval", "--model", "hf", *chat]
     found += ["--model_args", ",".join(f"{name}={value}" for name, value in values.items())]
     found += ["--tasks", ",".join(task.strip() for task in tasks)]
     for option, given in (("--device", device), ("--limit", limit), ("--output_path", output)):

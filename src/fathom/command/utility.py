@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.command.request import ModelRequest
+from fathom.command.training import say
 from fathom.errors import UserError
-from fathom.utility import has_lm_eval, lm_eval_command, shown_command
+from fathom.utility import CHAT, has_lm_eval, lm_eval_command, shown_command
 
 __all__ = ["UtilityRequest", "run_utility"]
 
@@ -31,17 +32,20 @@ def run_utility(request: UtilityRequest) -> None:
     Raises:
         UserError: it is to be run and is not installed, it failed, or its arguments cannot be made.
     """
-    named = ModelRequest(name=request.model)
+    named, chat = ModelRequest(name=request.model), CHAT
     if named.is_organism:
         from fathom.organism import stage_directory
 
         name = str(stage_directory(named.stage))
     else:
-        from fathom.checkpoint import check_source, is_local
+        from fathom.checkpoint import check_source, has_template, is_local
 
         name = request.model
         if is_local(name):  # names on the hub may be for another machine
             check_source(name, None)
+            if not has_template(name):
+                say(f"{name} has no chat template: benchmarks ask it in plain text")
+                chat = ()
     command = lm_eval_command(
         name,
         request.tasks,
@@ -50,6 +54,7 @@ def run_utility(request: UtilityRequest) -> None:
         device=request.device,
         limit=request.limit,
         output=None if request.output is None else str(request.output),
+        chat=chat,
     )
     if not request.run:
         print(shown_command(command))
