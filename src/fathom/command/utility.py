@@ -32,7 +32,8 @@ def run_utility(request: UtilityRequest) -> None:
     Raises:
         UserError: it is to be run and is not installed, it failed, or its arguments cannot be made.
     """
-    named, chat = ModelRequest(name=request.model), CHAT
+    named = ModelRequest(name=request.model)
+    chat: tuple[str, ...] = CHAT
     if named.is_organism:
         from fathom.organism import stage_directory
 
