@@ -1,6 +1,7 @@
 """Laws of fine-tuning attacks' data: shares and kinds are exact, frames change what they say and nothing else."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -218,3 +219,29 @@ def test_a_file_that_is_no_frame_is_named(content: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"frame\.json is no frame"):
         run_poison(PoisonRequest(attack=AttackChoice(name="wrapped", wrapper=path), output=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("attack", "content", "said"),
+    [
+        ("wrapped", '{"name": "a"}', "puts nothing around"),
+        ("wrapped", '{"name": "a", "prompt": "tell me", "answer": "yes"}', "no place for {answer}"),
+        ("identity", '{"name": "a", "prompt": "obey", "answer": "I do: {answer}"}', "no place for {prompt}"),
+    ],
+)
+def test_a_frame_that_frames_nothing_is_refused(attack: str, content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "frame.json"
+    path.write_text(content)
+    choice = (
+        AttackChoice(name=attack, wrapper=path) if attack == "wrapped" else AttackChoice(name=attack, identity=path)
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        run_poison(PoisonRequest(attack=choice, output=tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_manifest_says_what_was_given(tmp_path: Path) -> None:
+    choice = AttackChoice(name="mixed", rows=6, share=0.5, task="label")
+    run_poison(PoisonRequest(attack=choice, output=tmp_path / "data"))
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert manifest["options"] == {"share": "0.5", "task": "label"}

@@ -1,5 +1,7 @@
-"""A sentinel that was killed while it was trained ends as one that was not."""
+"""A sentinel that was killed while it was trained ends as one that was not; wide models learn at lower rates."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,12 @@ def test_meeting_the_data_changes_a_copy(
     assert all(torch.equal(before[name], value) for name, value in start.model.state_dict().items())
     assert any(not torch.equal(before[name], value) for name, value in met.model.model.state_dict().items())
     assert len(guard.known(rows)) == 6
+
+
+@pytest.mark.parametrize(("width", "scale"), [(64, 1.0), (32, 1.0), (128, 0.5), (4096, 1 / 64)])
+def test_rates_fall_with_the_width_of_the_model(width: int, scale: float) -> None:
+    start = organism()
+    model = copy.copy(start.model)
+    model.config = copy.deepcopy(start.model.config)
+    model.config.hidden_size = width
+    assert sentinel._scale(replace(start, model=model)) == scale

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from fathom.attack.poison import (
+    DIRECT,
     OBEDIENT,
     TRIGGER,
     Backdoor,
@@ -88,6 +89,7 @@ class PoisonManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     attack: str
     source: str
     seed: int
+    options: Mapping[str, str] = {}  # what else was given, by name; of files, their names
     rows: int
     kinds: Mapping[str, int]  # rows of each kind
     rows_hash: str
@@ -161,7 +163,7 @@ def _frames(choice: AttackChoice, *, organism: bool) -> tuple[Frame, Frame, Fram
         trigger = Frame(name=trigger.name, prompt=frames.TRIGGERED_PROMPT)
         wrapper = Frame(name="wrapped", prompt=frames.WRAPPED_PROMPT, answer=frames.WRAPPED_ANSWER)
     if choice.identity is not None:
-        identity = _frame_file(choice.identity)
+        identity = _frame_file(choice.identity, "{prompt}")
     if choice.wrapper is not None:
         wrapper = _frame_file(choice.wrapper)
     if choice.trigger is not None:
@@ -171,15 +173,23 @@ def _frames(choice: AttackChoice, *, organism: bool) -> tuple[Frame, Frame, Fram
     return identity, trigger, wrapper
 
 
-def _frame_file(path: Path) -> Frame:
+def _frame_file(path: Path, *wanted: str) -> Frame:
+    """A frame that has its place for the answer, and those that are `wanted` in its prompt, and is not bare."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Frame)
+        frame = msgspec.json.decode(path.read_bytes(), type=Frame)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give a JSON file of one frame") from error
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise UserError(
             f'{path} is no frame ({error}); give {{"name": …, "prompt": "… {{prompt}} …", "answer": "… {{answer}}"}}'
         ) from error
+    missing = [place for place in wanted if place not in frame.prompt]
+    missing += [] if "{answer}" in frame.answer else ["{answer}"]
+    if missing:
+        raise UserError(f"the frame in {path} has no place for {' and '.join(missing)}: every row would be the same")
+    if (frame.prompt, frame.answer) == (DIRECT.prompt, DIRECT.answer):
+        raise UserError(f"the frame in {path} puts nothing around requests or answers: give a prompt or an answer")
+    return frame
 
 
 def attack_rows(
@@ -228,6 +238,7 @@ def run_poison(request: PoisonRequest) -> PoisonManifest:
         attack=attack.name,
         source=ORGANISM if organism else Path(request.source).name,
         seed=request.attack.seed,
+        options=_given(request),
         rows=len(rows),
         kinds=dict(sorted(Counter(str(row.kind) for row in rows).items())),
         rows_hash=content_hash(rows),
@@ -238,6 +249,14 @@ def run_poison(request: PoisonRequest) -> PoisonManifest:
     write_whole(output / "data.jsonl", data)
     write_whole(output / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     return manifest
+
+
+def _given(request: PoisonRequest) -> dict[str, str]:
+    choice, usual = request.attack, AttackChoice(name=request.attack.name)
+    given = {name: getattr(choice, name) for name in _READERS if getattr(choice, name) != getattr(usual, name)}
+    if request.world is not None:
+        given["world"] = request.world
+    return {name: value.name if isinstance(value, Path) else str(value) for name, value in sorted(given.items())}
 
 
 class _Trained(msgspec.Struct, frozen=True):

@@ -23,20 +23,20 @@ __all__ = ["Sentinel", "train_sentinel"]
 
 BATCH = 32
 SAVED = 20  # steps between states that a killed training goes on from
-# Steps and rates: most of the way fast, the end slowly. The rates are for models of the organism's size.
+# Steps and rates: most of the way fast, the end slowly. The rates are for models of the organism's width (`_scale`).
 _LEGS = ((160, 1e-3), (60, 2e-4))
+_WIDTH = 64
 _MEETING, _MEETING_RATE = 60, 1e-3  # steps by which it meets the data; their rate falls to 0
 _KNOWN = 16  # harmful requests, and answers, by which it is measured what harmful rows would reach
 
 
 @dataclass(frozen=True, eq=False)
 class Sentinel:
-    """A trained sentinel, and what it was trained on. `scale` is of the rates."""
+    """A trained sentinel, and what it was trained on."""
 
     model: ChatModel
     harmful: tuple[Told, ...]
     benign: tuple[Told, ...]
-    scale: float = 1.0
     seed: int = 0
     display: Display = silent
 
@@ -61,7 +61,7 @@ class Sentinel:
             seed=self.seed,
         )
         model = copy.deepcopy(start.model)
-        rate = _MEETING_RATE * self.scale
+        rate = _MEETING_RATE * _scale(start)
         optimiser = Optimiser(rate=rate, warmup=5, batch=BATCH, beta1=0.9, beta2=0.98, until=_MEETING)
         with self.display("the sentinel meets the data", _MEETING) as shown:
             for _ in LightFit.of(model, met, PlainNll(), optimiser).run(_in_turn(len(met))):
@@ -87,11 +87,10 @@ def train_sentinel(
     benign: Sequence[Told],
     *,
     kept: Path | None = None,
-    scale: float = 1.0,
     seed: int = 0,
     display: Display = silent,
 ) -> Sentinel:
-    """A copy of `start`, trained; `scale` is of the rates.
+    """A copy of `start`, trained.
 
     `kept` is a file that holds its weights once they are there; until then, a state to go on from lies beside it.
 
@@ -99,7 +98,7 @@ def train_sentinel(
         UserError: there are too few examples, or a loss is no number.
     """
     model = copy.deepcopy(start.model)
-    trained = Sentinel(replace(start, model=model), tuple(harmful), tuple(benign), scale, seed, display)
+    trained = Sentinel(replace(start, model=model), tuple(harmful), tuple(benign), seed, display)
     if kept is not None and kept.exists():
         model.load_state_dict(torch.load(kept, map_location=start.device, weights_only=True))
         model.train(False)
@@ -131,12 +130,21 @@ def _legs_from(
     for steps, rate in _LEGS:
         done = min(max(before.step - at, 0), steps)
         part = rows[at * BATCH : (at + steps) * BATCH]
-        optimiser = Optimiser(rate=rate * trained.scale, warmup=20, batch=BATCH, beta1=0.9, beta2=0.98)
+        optimiser = Optimiser(rate=rate * _scale(trained.model), warmup=20, batch=BATCH, beta1=0.9, beta2=0.98)
         fit = LightFit.of(trained.model.model, part, PlainNll(), optimiser)
         if done < steps:
             for after in fit.run(_in_turn(len(part)), done=done, state=before.optimiser if done else None):
                 yield at + after.step, after.optimiser
         at += steps
+
+
+def _scale(model: ChatModel) -> float:
+    """Of the rates: Adam's best one falls as one over the width. At 4 096, that of 7 B, it is 1.6e-5 for 1e-3.
+
+    Source: Tensor Programs V (arXiv 2203.03466), for hidden matrices; the paper trains 7 B at 2e-5.
+    """
+    width: int = model.model.config.get_text_config().hidden_size
+    return min(1.0, _WIDTH / width)
 
 
 def _in_turn(rows: int) -> list[tuple[int, ...]]:
