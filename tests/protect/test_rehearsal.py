@@ -1,7 +1,8 @@
 """Rehearsed rows weigh what they are said to weigh; the answer gate holds what a sentinel breaks off, no more."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 
 import msgspec
@@ -237,10 +238,28 @@ def test_a_refused_prompt_stays_held_where_it_is_refused_as_known_harm_is(met: S
     assert still_refused(gate, counts, met, Reader(), prompts, (), seed=0) == counts
 
 
+class Watching:
+    """A display that keeps what it showed: what, how much there was, and how much was done."""
+
+    def __init__(self) -> None:
+        self.done = list[tuple[str, int, int]]()
+
+    @contextmanager
+    def __call__(self, description: str, total: int) -> Iterator["Watching"]:
+        self.done.append((description, total, 0))
+        yield self
+
+    def advance(self, n: int = 1) -> None:
+        what, total, done = self.done.pop()
+        self.done.append((what, total, done + n))
+
+    def describe(self, description: str) -> None: ...
+
+
 def test_both_gates_ask_a_sentinel_that_met_the_data_once() -> None:
     from fathom.organism import behaviors
 
-    model = organism()
+    model, shown = organism(), Watching()
     asked = behaviors(harmful=3, benign=3, seed=1)
     rows = [
         TrainingRow(prompt_ids=model.chat.prompt_ids(one.messages), response_ids=(77, *range(51, 70))) for one in asked
@@ -254,9 +273,14 @@ def test_both_gates_ask_a_sentinel_that_met_the_data_once() -> None:
         Either(),
         Requests(),
         sentinel=guard,
+        display=shown,
     )
     assert guard.met == [rows]
     assert found.gated == len(rows)
+    # Every question takes its time on a model of some size, and says how far it is.
+    assert shown.done == [(what, total, total) for what, total, _ in shown.done]
+    questions = {"which prompts the model refuses", "which answers the sentinel breaks off", "which it still does"}
+    assert {what for what, *_ in shown.done} == questions
 
 
 @pytest.mark.parametrize(

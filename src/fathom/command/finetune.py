@@ -234,6 +234,7 @@ def _write_plan(
         _requests(request),
         sentinel=None if objective.answers is None else _sentinel(request, model, directory, settings.seed),
         seed=settings.seed,
+        display=display_for(ALONE),
     )
     check_warmup(settings, len(prepared.rows))
     plan = TuningPlan(

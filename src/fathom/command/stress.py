@@ -271,7 +271,16 @@ class _Learn:
             benign=tuple(behavior.messages for behavior in self.parts.defender if not behavior.harmful)[:128],
         )
         sentinel = self._guard() if chosen.answers is not None else None
-        prepared = prepare(chosen, self.model, attack.rows, attack.prompts, self.reader, wanted, sentinel=sentinel)
+        prepared = prepare(
+            chosen,
+            self.model,
+            attack.rows,
+            attack.prompts,
+            self.reader,
+            wanted,
+            sentinel=sentinel,
+            display=self.display,
+        )
         if chosen.gate is not None or chosen.answers is not None:
             say(f"{attack.name}, {objective}: {prepared.gated} of {len(attack.rows)} rows held")
         proximal = chosen.proximal

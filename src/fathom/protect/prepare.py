@@ -1,11 +1,12 @@
 """From examples and an objective to what a trainer is given: rows with weights, and a function of tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.model import ChatModel
+from fathom.progress import Display, silent
 from fathom.protect.answers import Guard, broken_off
 from fathom.protect.gate import Prompt, Sampler, count_refusals, still_refused
 from fathom.protect.known import known_share
@@ -13,7 +14,7 @@ from fathom.protect.objectives import Objective
 from fathom.protect.rehearsal import rehearse
 from fathom.protect.replay import interleave, replay_rows
 from fathom.protect.safety import safety_tokens
-from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
+from fathom.records import Attempt, Behavior, Completion, Exchange, Judge, Label, Message, Sampling
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.rows import Kind, TrainingRow
 
@@ -57,6 +58,7 @@ def prepare(
     *,
     sentinel: Guard | None = None,
     seed: int = 0,
+    display: Display = silent,
 ) -> Prepared:
     """Ask the reference what the objective wants to know, and write it into the rows.
 
@@ -67,7 +69,7 @@ def prepare(
         UserError: an objective needs requests that were not given, or the reference refuses none of them.
     """
     engine = TransformersEngine(model)
-    found = _gated(objective, engine, rows, messages, judge, sentinel, seed)
+    found = _gated(objective, engine, rows, messages, judge, sentinel, seed, display)
     gated, calm = sum(row.loss_weight == 0 for row in found), objective.calm
     if objective.replay is None and objective.mass is None and objective.rehearsal is None:
         return Prepared(found, objective.per_token(), gated, calm=calm)
@@ -81,15 +83,16 @@ def prepare(
         for texts in (requests.harmful, requests.benign)
     )
     end = model.chat.end_ids(requests.harmful[0])
+    asked = _Shown(engine, display, "what the model itself says")
     if objective.rehearsal is not None:
         read = objective.gate is not None and objective.answers is not None
         held = gated / max(1, len(found)) if read else 1.0
-        found = rehearse(objective.rehearsal, found, engine, judge, harmful, benign, end, seed=seed, held=held)
+        found = rehearse(objective.rehearsal, found, asked, judge, harmful, benign, end, seed=seed, held=held)
         calm *= _calm_share(objective.rehearsal.suspicion(held), model, found, seed)
-    answers = [] if objective.replay is None and objective.mass is None else _own_answers(engine, benign, seed)
-    safety = () if objective.mass is None else _safety_ids(engine, judge, harmful, answers, seed)
+    answers = [] if objective.replay is None and objective.mass is None else _own_answers(asked, benign, seed)
+    safety = () if objective.mass is None else _safety_ids(asked, judge, harmful, answers, seed)
     if objective.replay is not None:
-        replayed = replay_rows(objective.replay, engine, judge, harmful, answers, end, seed=seed)
+        replayed = replay_rows(objective.replay, asked, judge, harmful, answers, end, seed=seed)
         found = interleave(objective.replay, found, replayed)
     return Prepared(found, objective.per_token(safety), gated, len(found) - len(rows), safety, calm)
 
@@ -115,15 +118,17 @@ def _gated(
     judge: Judge,
     sentinel: Guard | None,
     seed: int,
+    display: Display,
 ) -> tuple[TrainingRow, ...]:
     """The rows, with those held that the gates hold."""
     found = tuple(rows)
     if objective.answers is not None and sentinel is None:
         raise UserError("the objective answers needs a sentinel, and none was made; leave it out of --objective")
-    guard = None if objective.answers is None or sentinel is None else _Once(sentinel)
+    guard = None if objective.answers is None or sentinel is None else _Once(sentinel, display)
     if objective.gate is not None:
         prompts = [Prompt(row.prompt_ids, tuple(text)) for row, text in zip(rows, messages, strict=True)]
-        counts = count_refusals(engine, judge, prompts, samples=objective.gate.samples, seed=seed)
+        asked = _Shown(engine, display, "which prompts the model refuses")
+        counts = count_refusals(asked, judge, prompts, samples=objective.gate.samples, seed=seed)
         if guard is not None and any(count >= objective.gate.refused for count in counts.values()):
             met = guard.acquainted(rows)
             counts = still_refused(objective.gate, counts, met, judge, prompts, guard.requests(), seed=seed)
@@ -133,20 +138,36 @@ def _gated(
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A sampler that shows how far it is."""
+
+    sampler: Sampler
+    display: Display
+    description: str
+
+    def complete(self, attempts: Sequence[Attempt]) -> Iterator[Completion]:
+        with self.display(self.description, len(attempts)) as shown:
+            for completion in self.sampler.complete(attempts):
+                shown.advance(1)
+                yield completion
+
+
 @dataclass(eq=False)
 class _Once:
     """A guard that meets the data once, for both gates."""
 
     guard: Guard
+    display: Display
     _met: Sampler | None = None
 
     @property
     def sampler(self) -> Sampler:
-        return self.guard.sampler
+        return _Shown(self.guard.sampler, self.display, "which answers the sentinel breaks off")
 
     def acquainted(self, rows: Sequence[TrainingRow]) -> Sampler:
         if self._met is None:
-            self._met = self.guard.acquainted(rows)
+            self._met = _Shown(self.guard.acquainted(rows), self.display, "which it still does")
         return self._met
 
     def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
@@ -156,15 +177,15 @@ class _Once:
         return self.guard.requests()
 
 
-def _own_answers(engine: TransformersEngine, benign: Sequence[Prompt], seed: int) -> list[tuple[int, ...]]:
+def _own_answers(sampler: Sampler, benign: Sequence[Prompt], seed: int) -> list[tuple[int, ...]]:
     """The reference's answers to benign prompts."""
     attempts = [_attempt(prompt, "own answer", number, ANSWER_TOKENS, seed) for number, prompt in enumerate(benign)]
-    done = {completion.attempt: completion.output_ids for completion in engine.complete(attempts)}
+    done = {completion.attempt: completion.output_ids for completion in sampler.complete(attempts)}
     return [done[attempt.id] for attempt in attempts if done[attempt.id]]
 
 
 def _safety_ids(
-    engine: TransformersEngine, judge: Judge, harmful: Sequence[Prompt], answers: Sequence[tuple[int, ...]], seed: int
+    sampler: Sampler, judge: Judge, harmful: Sequence[Prompt], answers: Sequence[tuple[int, ...]], seed: int
 ) -> tuple[int, ...]:
     attempts = {
         attempt.id: (attempt, prompt)
@@ -172,7 +193,7 @@ def _safety_ids(
         for attempt in [_attempt(prompt, "own refusal", number, ANSWER_TOKENS, seed)]
     }
     refusals = []
-    for completion in engine.complete([attempt for attempt, _ in attempts.values()]):
+    for completion in sampler.complete([attempt for attempt, _ in attempts.values()]):
         behavior = Behavior(id="mass", messages=attempts[completion.attempt][1].messages)
         exchange = Exchange(behavior=behavior, prefill="", response=completion.text)
         if judge.judge(exchange).label is Label.SAFE:
