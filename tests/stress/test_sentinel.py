@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fathom.organism import behaviors
+from fathom.organism.judge import GuildRefusalJudge
 from fathom.protect.sentinel import Told
 from fathom.stress import sentinel
-from fathom.stress.sentinel import train_sentinel
+from fathom.stress.sentinel import train_sentinel, with_own
 from few_rows import organism
 
 
@@ -94,3 +96,14 @@ def test_rates_fall_with_the_width_of_the_model(width: int, scale: float) -> Non
     model.config = copy.deepcopy(start.model.config)
     model.config.hidden_size = width
     assert sentinel._scale(replace(start, model=model)) == scale
+
+
+def test_the_models_own_answers_stand_beside_those_of_a_file() -> None:
+    start = organism()
+    benign = [Told(one.messages, one.answer or "") for one in behaviors(harmful=0, benign=3, seed=1)]
+    found = with_own(start, GuildRefusalJudge(), benign)
+    assert found[:3] == benign
+    assert [one.messages for one in found[3:]] == [one.messages for one in benign]
+    assert all(one.answer and one.answer != given.answer for one, given in zip(found[3:], benign, strict=True))
+    harmful = [Told(one.messages, one.answer or "") for one in behaviors(harmful=3, benign=0, seed=1)]
+    assert with_own(start, GuildRefusalJudge(), harmful) == harmful  # refusals are no answers

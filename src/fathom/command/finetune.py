@@ -134,11 +134,18 @@ def _run(
 def _say_plan(plan: "TuningPlan", objective: "Objective", ranks: Ranks) -> None:
     say(
         f"objective {objective.name}: {plan.rows} rows"
-        + (f", {plan.gated} held by the gate" if objective.gate is not None else "")
+        + (f", {plan.gated} held by the gates" if objective.gate is not None or objective.answers is not None else "")
         + (f", {plan.replayed} added of what the model itself refuses and answers" if plan.replayed else "")
         + (f", {plan.cut} cut to max_length" if plan.cut else ""),
         ranks,
     )
+    data = plan.rows - plan.replayed
+    if 2 * plan.gated >= data:
+        say(
+            f"warning: {plan.gated} of {data} rows of data are held, so little is learned. If they are harmless, the "
+            "gates are mistaken: give benign answers of their kind with --benign, or another --objective",
+            ranks,
+        )
 
 
 def _objective(request: FinetuneRequest) -> "Objective":
@@ -232,7 +239,7 @@ def _write_plan(
         [example.messages for example in examples],
         judge,
         _requests(request),
-        sentinel=None if objective.answers is None else _sentinel(request, model, directory, settings.seed),
+        sentinel=None if objective.answers is None else _sentinel(request, judge, model, directory, settings.seed),
         seed=settings.seed,
         display=display_for(ALONE),
     )
@@ -278,20 +285,22 @@ def _requests(request: FinetuneRequest) -> "Requests":
     )
 
 
-def _sentinel(request: FinetuneRequest, model: "ChatModel", directory: "TuningDirectory", seed: int) -> "Sentinel":
+def _sentinel(
+    request: FinetuneRequest, judge: Judge, model: "ChatModel", directory: "TuningDirectory", seed: int
+) -> "Sentinel":
     """What the answer gate asks: a deepened copy of the model, trained once and kept in the model's directory."""
     from fathom.protect.sentinel import Told
-    from fathom.stress.sentinel import train_sentinel
+    from fathom.stress.sentinel import train_sentinel, with_own
 
     own = [item for item in _own_requests(request) if item.answer is not None]
-    return train_sentinel(
-        model,
-        [Told(item.messages, item.answer or "", item.refusal) for item in own if item.harmful],
-        [Told(item.messages, item.answer or "", item.refusal) for item in own if not item.harmful],
-        kept=directory.inner / "sentinel.pt",
-        seed=seed,
-        display=display_for(ALONE),
+    harmful, benign = (
+        [Told(item.messages, item.answer or "", item.refusal) for item in own if item.harmful is kind]
+        for kind in (True, False)
     )
+    if request.benign is not None:
+        benign = with_own(model, judge, benign, seed=seed, display=display_for(ALONE))
+    kept = directory.inner / "sentinel.pt"
+    return train_sentinel(model, harmful, benign, kept=kept, seed=seed, display=display_for(ALONE))
 
 
 def _training(request: FinetuneRequest, objective: "Objective", model: "ChatModel", plan: "TuningPlan") -> Training:

@@ -183,7 +183,7 @@ def make_sweep(
     attacks = tuple(_attack(request, name, parts, judge, model) for name in _names(request.attacks, "--attack"))
     grid = _grid(request)
     tracks = tuple(grid.tracks([attack.name for attack in attacks], _names(request.objectives, "--objective")))
-    learn = _Learn(model, parts, reader, request.sentinel or path / "sentinel.pt", display)
+    learn = _Learn(model, parts, reader, request.sentinel or path / "sentinel.pt", display, organism)
     trainer = Light() if request.trainer == "light" else Fit(request.overrides)
     return Sweep(path, model, attacks, tracks, learn, trainer, request.bound, display)
 
@@ -257,6 +257,7 @@ class _Learn:
     reader: Judge
     kept: Path
     display: Display
+    organism: bool  # its behaviors are; their answers are of all kinds
     _sentinel: "list[Sentinel]" = field(default_factory=list)
 
     def __call__(self, attack: "Attack", objective: str) -> "Learnt":
@@ -295,19 +296,18 @@ class _Learn:
     def _guard(self) -> "Sentinel":
         if not self._sentinel:
             from fathom.protect.sentinel import Told
-            from fathom.stress.sentinel import train_sentinel
+            from fathom.stress.sentinel import train_sentinel, with_own
 
-            told = [
-                (behavior.harmful, Told(behavior.messages, behavior.answer, behavior.refusal))
-                for behavior in self.parts.defender
-                if behavior.answer is not None
-            ]
-            found = train_sentinel(
-                self.model,
-                [one for harmful, one in told if harmful],
-                [one for harmful, one in told if not harmful],
-                kept=self.kept,
-                display=self.display,
+            harmful, benign = (
+                [
+                    Told(behavior.messages, behavior.answer, behavior.refusal)
+                    for behavior in self.parts.defender
+                    if behavior.answer is not None and behavior.harmful is kind
+                ]
+                for kind in (True, False)
             )
+            if not self.organism:
+                benign = with_own(self.model, self.reader, benign, display=self.display)
+            found = train_sentinel(self.model, harmful, benign, kept=self.kept, display=self.display)
             self._sentinel.append(found)
         return self._sentinel[0]

@@ -15,11 +15,12 @@ from fathom.model import ChatModel
 from fathom.progress import Display, silent
 from fathom.protect.gate import Prompt
 from fathom.protect.sentinel import Told, acquaintance_rows, known_rows, sentinel_rows
+from fathom.records import Attempt, Behavior, Completion, Exchange, Judge, Label, Sampling
 from fathom.stress.light import LightFit, Optimiser
 from fathom.tuning.objective import PlainNll
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["Sentinel", "train_sentinel"]
+__all__ = ["Sentinel", "train_sentinel", "with_own"]
 
 BATCH = 32
 SAVED = 20  # steps between states that a killed training goes on from
@@ -27,6 +28,7 @@ SAVED = 20  # steps between states that a killed training goes on from
 _LEGS = ((160, 1e-3), (60, 2e-4))
 _WIDTH = 64
 _MEETING, _MEETING_RATE = 60, 1e-3  # steps by which it meets the data; their rate falls to 0
+_OWN_TOKENS = 160  # of the model's own answers, at most
 _KNOWN = 16  # harmful requests, and answers, by which it is measured what harmful rows would reach
 
 
@@ -120,6 +122,42 @@ def train_sentinel(
         _save(kept, model.state_dict())
         half.unlink(missing_ok=True)
     return trained
+
+
+def with_own(
+    start: ChatModel, judge: Judge, benign: Sequence[Told], *, seed: int = 0, display: Display = silent
+) -> list[Told]:
+    """The benign requests with their answers, and with one that the model itself draws at T = 1, where it answers.
+
+    Answers of a file are often of one kind: all greedy, or all by one author, where harmful ones are by another. A
+    sentinel that has met no other takes the kind for the harm, and breaks off harmless data.
+    """
+    attempts = [
+        Attempt.make(
+            behavior="sentinel",
+            attack="own answer",
+            prompt_ids=start.chat.prompt_ids(told.messages),
+            prefill_ids=(),
+            sampling=Sampling(max_new_tokens=_OWN_TOKENS, temperature=1.0),
+            run_seed=seed,
+            sample=number,
+        )
+        for number, told in enumerate(benign)
+    ]
+    done = dict[str, Completion]()
+    with display("the model's own answers", len(attempts)) as shown:
+        for completion in TransformersEngine(start).complete(attempts):
+            done[completion.attempt] = completion
+            shown.advance(1)
+    drawn = [(told, done[attempt.id]) for told, attempt in zip(benign, attempts, strict=True)]
+    own = [Told(told.messages, one.text) for told, one in drawn if one.output_ids and not _refused(judge, told, one)]
+    return [*benign, *own]
+
+
+def _refused(judge: Judge, told: Told, completion: Completion) -> bool:
+    behavior = Behavior(id="sentinel", messages=told.messages)
+    exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
+    return judge.judge(exchange).label is Label.SAFE
 
 
 def _legs_from(
