@@ -236,6 +236,8 @@ def test_a_model_is_useful_up_to_the_bound() -> None:
         ({"tested": 0}, "--limit"),
         ({"share": 0.5}, "--share 0.5 changes nothing of harmful"),
         ({"split": "training"}, "--split training holds the requests that are trained on"),
+        ({"split": "development"}, "--split development is of the organism's requests"),
+        ({"world": 3}, "--world 3 is of the organism's requests"),
         ({"rates": "x"}, "--rates is 'x'"),
         ({"warmups": "-1"}, "-1 warm-up steps"),
         ({"temperatures": "warm"}, "--temperature is 'warm'"),

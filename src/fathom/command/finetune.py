@@ -186,6 +186,8 @@ def _check_requests(request: FinetuneRequest, objective: "Objective") -> None:
             "safe-lora projects whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one "
             "process, or choose another objective"
         )
+    if objective.projection is None and request.base is not None:
+        raise UserError(f"--base {request.base} is read by safe-lora alone: add it to --objective, or leave --base out")
     if objective.projection is not None and request.base is None and not request.training.model.is_organism:
         raise UserError(
             "safe-lora projects on the direction from base to aligned model: give the base with --base MODEL"

@@ -112,6 +112,13 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
 
     check_world(request.model, request.world)
     check_split(request.split)
+    if _source(request) != ORGANISM and request.task is None:
+        for option, given, usual in (("--world", request.world, None), ("--split", request.split, "test")):
+            if given != usual:
+                raise UserError(
+                    f"{option} {given} is of the organism's requests, and those of {_source(request)} have none; "
+                    "leave one of the two out"
+                )
     if request.sweep not in ("warm-up", "full"):
         raise UserError(f"--sweep is {request.sweep!r}; give warm-up or full")
     if request.trainer not in ("light", "fit"):
