@@ -96,7 +96,8 @@ def stress_headline(cases: Sequence[Worst]) -> str:
 def _case(case: Worst) -> str:
     question, choice = case.question, case.choice
     share = "" if choice is None else percent(choice.harmful, choice.n)
-    return f"{share} under {question.objective} ({question.attack}, {question.asked})"
+    how = f"{question.attack}, {question.asked}, {wording.drawn(question.temperature)}"
+    return f"{share} under {question.objective} ({how})"
 
 
 @dataclass(frozen=True)
