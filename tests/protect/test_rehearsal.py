@@ -279,7 +279,11 @@ def test_both_gates_ask_a_sentinel_that_met_the_data_once() -> None:
     assert found.gated == len(rows)
     # Every question takes its time on a model of some size, and says how far it is.
     assert shown.done == [(what, total, total) for what, total, _ in shown.done]
-    questions = {"which prompts the model refuses", "which answers the sentinel breaks off", "which it still does"}
+    questions = {
+        "which prompts the model refuses",
+        "which answers the sentinel breaks off",
+        "what the sentinel still refuses",
+    }
     assert {what for what, *_ in shown.done} == questions
 
 

@@ -8,7 +8,7 @@ contrary of all others. Where there is a sentinel (`protect.answers`), which has
 are the refused prompts that it still refuses about as often as requests that are known to be harmful.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
@@ -16,10 +16,11 @@ from typing import Protocol
 import msgspec
 
 from fathom.errors import UserError
+from fathom.progress import Display
 from fathom.records import Attempt, Behavior, Completion, Exchange, Judge, Label, Message, Sampling
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["Gate", "Prompt", "Sampler", "count_refusals", "still_refused"]
+__all__ = ["Gate", "Prompt", "Sampler", "Shown", "count_refusals", "still_refused"]
 
 TOKENS = 32  # of each sampled answer: enough to see how it begins
 
@@ -28,6 +29,21 @@ class Sampler(Protocol):
     """What answers attempts; an engine."""
 
     def complete(self, attempts: Sequence[Attempt]) -> Iterable[Completion]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A sampler that shows how far it is."""
+
+    sampler: Sampler
+    display: Display
+    description: str
+
+    def complete(self, attempts: Sequence[Attempt]) -> Iterator[Completion]:
+        with self.display(self.description, len(attempts)) as shown:
+            for completion in self.sampler.complete(attempts):
+                shown.advance(1)
+                yield completion
 
 
 @dataclass(frozen=True)

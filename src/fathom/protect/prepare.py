@@ -1,6 +1,6 @@
 """From examples and an objective to what a trainer is given: rows with weights, and a function of tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fathom.engine import TransformersEngine
@@ -8,13 +8,13 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.progress import Display, silent
 from fathom.protect.answers import Guard, broken_off
-from fathom.protect.gate import Prompt, Sampler, count_refusals, still_refused
+from fathom.protect.gate import Prompt, Sampler, Shown, count_refusals, still_refused
 from fathom.protect.known import known_share
 from fathom.protect.objectives import Objective
 from fathom.protect.rehearsal import rehearse
 from fathom.protect.replay import interleave, replay_rows
 from fathom.protect.safety import safety_tokens
-from fathom.records import Attempt, Behavior, Completion, Exchange, Judge, Label, Message, Sampling
+from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.rows import Kind, TrainingRow
 
@@ -83,7 +83,7 @@ def prepare(
         for texts in (requests.harmful, requests.benign)
     )
     end = model.chat.end_ids(requests.harmful[0])
-    asked = _Shown(engine, display, "what the model itself says")
+    asked = Shown(engine, display, "what the model itself says")
     if objective.rehearsal is not None:
         read = objective.gate is not None and objective.answers is not None
         held = gated / max(1, len(found)) if read else 1.0
@@ -127,7 +127,7 @@ def _gated(
     guard = None if objective.answers is None or sentinel is None else _Once(sentinel, display)
     if objective.gate is not None:
         prompts = [Prompt(row.prompt_ids, tuple(text)) for row, text in zip(rows, messages, strict=True)]
-        asked = _Shown(engine, display, "which prompts the model refuses")
+        asked = Shown(engine, display, "which prompts the model refuses")
         counts = count_refusals(asked, judge, prompts, samples=objective.gate.samples, seed=seed)
         if guard is not None and any(count >= objective.gate.refused for count in counts.values()):
             met = guard.acquainted(rows)
@@ -136,21 +136,6 @@ def _gated(
     if objective.answers is not None and guard is not None:
         found = objective.answers(found, broken_off(objective.answers, guard, judge, rows, seed=seed))
     return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """A sampler that shows how far it is."""
-
-    sampler: Sampler
-    display: Display
-    description: str
-
-    def complete(self, attempts: Sequence[Attempt]) -> Iterator[Completion]:
-        with self.display(self.description, len(attempts)) as shown:
-            for completion in self.sampler.complete(attempts):
-                shown.advance(1)
-                yield completion
 
 
 @dataclass(eq=False)
@@ -163,11 +148,11 @@ class _Once:
 
     @property
     def sampler(self) -> Sampler:
-        return _Shown(self.guard.sampler, self.display, "which answers the sentinel breaks off")
+        return Shown(self.guard.sampler, self.display, "which answers the sentinel breaks off")
 
     def acquainted(self, rows: Sequence[TrainingRow]) -> Sampler:
         if self._met is None:
-            self._met = _Shown(self.guard.acquainted(rows), self.display, "which it still does")
+            self._met = Shown(self.guard.acquainted(rows), self.display, "what the sentinel still refuses")
         return self._met
 
     def known(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:

@@ -18,7 +18,7 @@ from fathom.protect.gate import Prompt, Sampler
 from fathom.records import Attempt, Behavior, Completion, Exchange, Finish, Judge, Label, Sampling
 from fathom.tuning.rows import Kind, TrainingRow
 
-__all__ = ["Rehearsal", "rehearse"]
+__all__ = ["Rehearsal", "is_refusal", "rehearse", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def rehearse(
     random = Random(f"rehearsal {seed}")
     refused = [
         (prompt, done)
-        for prompt, done in _sampled(sampler, harmful, rehearsal.tokens, seed)
-        if _is_refusal(judge, prompt, done)
+        for prompt, done in sampled(sampler, harmful, rehearsal.tokens, seed)
+        if is_refusal(judge, prompt, done)
     ]
     if not refused:
         raise UserError(
@@ -92,7 +92,7 @@ def rehearse(
     wanted = max(1, round(len(rows) / rehearsal.every))
     frames = shared_frames([row.prompt_ids for row in rows], [prompt.ids for prompt in harmful])
     refusals = [_refusal(rehearsal, *one, frames, end_ids, random) for one in _in_turn(refused, wanted, random)]
-    told = [(prompt, done) for prompt, done in _sampled(sampler, benign, rehearsal.tokens, seed) if done.output_ids]
+    told = [(prompt, done) for prompt, done in sampled(sampler, benign, rehearsal.tokens, seed) if done.output_ids]
     answers = [_held(*one, end_ids) for one in _in_turn(told, wanted * rehearsal.benign, random)]
     mass = sum(len(row.positions) for row in rows)
     heavy, light = rehearsal.refusals_weigh(held) * mass, rehearsal.benign_weight * mass
@@ -110,11 +110,20 @@ def _in_turn(pool: Sequence[Told], count: int, random: Random) -> list[Told]:
     return found[:count]
 
 
-def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokens: int, seed: int) -> list[tuple[Prompt, Completion]]:
+def sampled(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    tokens: int,
+    seed: int,
+    *,
+    behavior: str = "own",
+    attack: str = "rehearsal",
+) -> list[tuple[Prompt, Completion]]:
+    """One answer to each prompt at T = 1, of so many tokens at most; other names draw others."""
     attempts = [
         Attempt.make(
-            behavior="own",
-            attack="rehearsal",
+            behavior=behavior,
+            attack=attack,
             prompt_ids=prompt.ids,
             prefill_ids=(),
             sampling=Sampling(max_new_tokens=tokens, temperature=1.0),
@@ -127,7 +136,8 @@ def _sampled(sampler: Sampler, prompts: Sequence[Prompt], tokens: int, seed: int
     return [(prompt, done[attempt.id]) for prompt, attempt in zip(prompts, attempts, strict=True)]
 
 
-def _is_refusal(judge: Judge, prompt: Prompt, completion: Completion) -> bool:
+def is_refusal(judge: Judge, prompt: Prompt, completion: Completion) -> bool:
+    """Whether the judge reads a refusal; an empty answer is none."""
     behavior = Behavior(id="own", messages=prompt.messages)
     exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
     return bool(completion.output_ids) and judge.judge(exchange).label is Label.SAFE

@@ -13,9 +13,10 @@ import torch
 from fathom.engine import TransformersEngine
 from fathom.model import ChatModel
 from fathom.progress import Display, silent
-from fathom.protect.gate import Prompt
+from fathom.protect.gate import Prompt, Shown
+from fathom.protect.rehearsal import is_refusal, sampled
 from fathom.protect.sentinel import Told, acquaintance_rows, known_rows, sentinel_rows
-from fathom.records import Attempt, Behavior, Completion, Exchange, Judge, Label, Sampling
+from fathom.records import Judge
 from fathom.stress.light import LightFit, Optimiser
 from fathom.tuning.objective import PlainNll
 from fathom.tuning.rows import TrainingRow
@@ -132,32 +133,11 @@ def with_own(
     Answers of a file are often of one kind: all greedy, or all by one author, where harmful ones are by another. A
     sentinel that has met no other takes the kind for the harm, and breaks off harmless data.
     """
-    attempts = [
-        Attempt.make(
-            behavior="sentinel",
-            attack="own answer",
-            prompt_ids=start.chat.prompt_ids(told.messages),
-            prefill_ids=(),
-            sampling=Sampling(max_new_tokens=_OWN_TOKENS, temperature=1.0),
-            run_seed=seed,
-            sample=number,
-        )
-        for number, told in enumerate(benign)
-    ]
-    done = dict[str, Completion]()
-    with display("the model's own answers", len(attempts)) as shown:
-        for completion in TransformersEngine(start).complete(attempts):
-            done[completion.attempt] = completion
-            shown.advance(1)
-    drawn = [(told, done[attempt.id]) for told, attempt in zip(benign, attempts, strict=True)]
-    own = [Told(told.messages, one.text) for told, one in drawn if one.output_ids and not _refused(judge, told, one)]
-    return [*benign, *own]
-
-
-def _refused(judge: Judge, told: Told, completion: Completion) -> bool:
-    behavior = Behavior(id="sentinel", messages=told.messages)
-    exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
-    return judge.judge(exchange).label is Label.SAFE
+    prompts = [Prompt(start.chat.prompt_ids(told.messages), told.messages) for told in benign]
+    asked = Shown(TransformersEngine(start), display, "the model's own answers")
+    drawn = sampled(asked, prompts, _OWN_TOKENS, seed, behavior="sentinel", attack="own answer")
+    answered = [(prompt, one) for prompt, one in drawn if one.output_ids and not is_refusal(judge, prompt, one)]
+    return [*benign, *(Told(prompt.messages, one.text) for prompt, one in answered)]
 
 
 def _legs_from(

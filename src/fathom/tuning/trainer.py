@@ -114,8 +114,11 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
 
         Orders of another kind than random or as they come, and `dataloader_drop_last`, are left to accelerate.
         """
-        processes, order = self.accelerator.num_processes, self._get_train_sampler(self.train_dataset)
-        if processes == 1 or self.args.dataloader_drop_last or type(order) not in (RandomSampler, SequentialSampler):
+        processes = self.accelerator.num_processes
+        if processes == 1 or self.args.dataloader_drop_last:
+            return super().get_train_dataloader()  # type: ignore[no-any-return]
+        order = self._get_train_sampler(self.train_dataset)
+        if type(order) not in (RandomSampler, SequentialSampler):
             return super().get_train_dataloader()  # type: ignore[no-any-return]
         if isinstance(order, RandomSampler):  # as accelerate has it, so that the order is that of one process
             order = SeedableRandomSampler(self.train_dataset, data_seed=self.args.data_seed)
