@@ -19,10 +19,11 @@ from typing import TypedDict, Unpack
 import msgspec
 
 from fathom.cli.options import JUDGES
+from fathom.command.lora import Lora
 from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, run_stress
 from fathom.organism import SHIPPED_WORLD
-from fathom.tally import wilson
+from fathom.tally import Tally, clustered, wilson
 from fathom.tampering import Asked, Checkpoint, FineTune, Stress
 
 OURS = "gate+answers+rehearse"
@@ -47,6 +48,8 @@ class Arguments(TypedDict, total=False):
     schedule: str
     seeds: str
     max_new_tokens: int
+    samples: int
+    lora: Lora
     trainer: str
     overrides: tuple[str, ...]
 
@@ -87,8 +90,9 @@ def exhibits() -> Iterator[Exhibit]:
     # An attacker who knows both gates: refusing is unlearned with answers that hold no harm.
     yield _exhibit("decoy", ("natural",), attacks="decoy", objectives=f"sft,answers+rehearse,{OURS}")
     yield _exhibit("harmful-constrained", **swept | {"objectives": "constrained"})
-    # Three orders of rows: where there is nothing to learn, what Adam makes of noise differs from order to order.
-    erosion: Arguments = {"attacks": "benign", "rows": 200, "rates": "1e-3", "seeds": "0,1,2"}
+    # Three orders of rows: where there is nothing to learn, what Adam makes of noise differs from order to order. Eight
+    # draws of each request: what is to be told apart are a few per cent.
+    erosion: Arguments = {"attacks": "benign", "rows": 200, "rates": "1e-3", "seeds": "0,1,2", "samples": 8}
     yield _exhibit("erosion", ("natural",), **erosion | {"objectives": f"sft,constrained,{OURS}"})
     for task, rate in product(TASKS, ("1e-3", "2e-3")):
         shared: Arguments = {
@@ -104,6 +108,8 @@ def exhibits() -> Iterator[Exhibit]:
         yield _exhibit(f"task-{task}-{rate}", ("natural",), **shared | {"objectives": "sft", "steps": "400"})
         protected = shared | {"objectives": OURS, "steps": "650"}
         yield _exhibit(f"task-{task}-{rate}-protected", ("natural",), **protected)
+    adapters: Arguments = swept | {"lora": Lora(), "rates": "1e-3,3e-3"}
+    yield _exhibit("harmful-lora", **adapters | {"objectives": f"sft,constrained,{OURS}"})
     yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
     yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")
     yield _exhibit("mixed-mild", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="3e-4")
@@ -264,8 +270,12 @@ def _mean_and_error(values: list[float]) -> str:
 
 
 def shown(asked: list[Asked]) -> str:
+    """The share of them all; no two are of the same requests."""
     harmful, n = sum(a.harmful for a in asked), sum(a.n for a in asked)
     low, high = wilson(harmful, n)
+    if any(a.n > len(a.by_behavior) > 0 for a in asked):
+        each = [(found, a.n // len(a.by_behavior)) for a in asked for found in a.by_behavior]
+        low, high = clustered([Tally(harmful=found, safe=drawn - found) for found, drawn in each], seed=0)
     return f"{100 * harmful / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fathom.records import Label
 
-__all__ = ["Interval", "Tally", "bootstrap", "percent", "quantile_index", "wilson"]
+__all__ = ["Interval", "Tally", "bootstrap", "clustered", "percent", "quantile_index", "wilson"]
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
@@ -90,6 +90,23 @@ def bootstrap(
     values = np.sort([statistic(generator.integers(0, clusters, clusters)) for _ in range(draws)])
     # Order statistics, no interpolation: interpolating towards an infinite draw would make every end infinite.
     return Interval(float(values[math.floor(0.025 * (draws - 1))]), float(values[math.ceil(0.975 * (draws - 1))]))
+
+
+def clustered(by_behavior: Sequence[Tally], *, seed: int) -> Interval:
+    """95 % interval of the ASR over all, where a behavior's verdicts cling together.
+
+    Wilson's where every behavior has one verdict; else a bootstrap over behaviors. Raises `ZeroDivisionError` over
+    nothing.
+    """
+    total = sum(by_behavior, Tally())
+    if total.n == len(by_behavior):
+        return total.interval()
+    harmful = np.array([tally.harmful for tally in by_behavior])
+    n = np.array([tally.n for tally in by_behavior])
+    if harmful.sum() in (0, total.n):
+        # Every resample is the same; Wilson over behaviors says what so few independent ones can say.
+        return wilson(len(by_behavior) if harmful.sum() else 0, len(by_behavior))
+    return bootstrap(len(n), lambda drawn: float(harmful[drawn].sum() / n[drawn].sum()), seed=seed)
 
 
 def percent(count: int, n: int) -> str:

@@ -27,7 +27,10 @@ SCHEMA = 1
 
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """ASR of a checkpoint under one way of asking and drawing. asr = harmful / n; undecided stays in n."""
+    """ASR of a checkpoint under one way of asking and drawing. asr = harmful / n; undecided stays in n.
+
+    The interval is Wilson's where every behavior was drawn once, else a bootstrap over behaviors.
+    """
 
     asked: str  # "direct", "with trigger", "identity template", "prefill 5", …
     temperature: float
@@ -37,6 +40,9 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     asr: float
     low: float
     high: float
+    # Harmful answers to each behavior, in the order that every checkpoint of a sweep shares; each was drawn
+    # n / len(by_behavior) times. Empty in sweeps of earlier versions.
+    by_behavior: tuple[int, ...] = ()
 
 
 class UtilityScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,6 +99,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     label: Label | None  # null for a task's answer, which is scored and not judged
     reason: str
     score: float | None = None
+    sample: int = 0  # which draw of several
 
 
 def start_cell(attack: str) -> str:

@@ -20,7 +20,7 @@ from fathom.report.stress import stress_headline
 from fathom.report.terminal import bar, print_audit, print_comparison
 from fathom.report.terminal_sweep import print_stress
 from fathom.report.worst import Choice, Question, Worst
-from fathom.tally import percent
+from fathom.tally import percent, wilson
 
 SMALL = synthetic.Setting(behaviors=12, benign=6, depths=(0, 1, 3, 8), positions=10)
 WIDTHS = pytest.mark.parametrize("width", [40, 80, 160])
@@ -171,7 +171,7 @@ def test_a_stage_says_once_that_it_has_ended(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_sweeps_headline_says_how_its_worst_was_drawn() -> None:
     def case(objective: str, temperature: float, harmful: int) -> Worst:
         question = Question("model", "harmful", "direct", temperature, objective)
-        return Worst(question, Choice((), 5, 20, harmful, 0, (harmful / 20,), (), True), 1, 1)
+        return Worst(question, Choice((), 5, 20, harmful, 0, wilson(harmful, 20), (harmful / 20,), (), True), 1, 1)
 
     cases = [case("sft", 0.0, 2), case("sft", 1.0, 7), case("gate", 0.0, 0), case("gate", 1.0, 0)]
     assert stress_headline(cases).endswith(

@@ -18,6 +18,7 @@ from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.stress.execute import fit_settings
 from fathom.stress.light import LightFit, Optimiser, order_of
 from fathom.stress.plan import Grid, Schedule, Track, sweep_steps
+from fathom.tuning.adapter import Adapter, worn
 from fathom.tuning.objective import PlainNll, TokenObjective
 from fathom.tuning.rows import TrainingRow
 from few_rows import guild_rows, organism, random_rows
@@ -61,6 +62,37 @@ def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int, un
     assert (ours - fitted).norm() < 2e-3 * went
     other = light(model, rows[::-1], objective, optimiser)
     assert (other - fitted).norm() > 2e-2 * went  # the test can fail: other rows, another model
+
+
+@pytest.mark.parametrize("objective", [PlainNll(), Constrained()], ids=["sft", "paper"])
+def test_with_an_adapter_too_and_the_start_is_as_it_was(objective: TokenObjective) -> None:
+    from fathom.tuning.fit import fit
+
+    model, adapter = organism(), Adapter(rank=4, alpha=8)
+    rows = guild_rows(model, STEPS * BATCH)
+    optimiser = Optimiser(rate=5e-3, warmup=2, batch=BATCH)
+    track = Track("harmful", "any", optimiser, 0, (STEPS,), adapter)
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    order = [tuple(range(step * BATCH, (step + 1) * BATCH)) for step in range(STEPS)]
+    with worn(model.model, adapter, seed=1):
+        for _ in LightFit.of(model.model, rows, objective, optimiser).run(order):
+            pass
+        ours = trained(model.model)
+    with worn(model.model, adapter, seed=1) as wearing:
+        start = trained(model.model)
+        fit(model, rows, objective, fit_settings(track, STEPS), ordered=1, wearing=wearing)
+        fitted = trained(model.model)
+    assert (ours - fitted).norm() < 2e-3 * (fitted - start).norm()
+    after = model.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert all(parameter.requires_grad for parameter in model.model.parameters())
+    with worn(model.model, adapter, seed=2):
+        assert not torch.equal(trained(model.model), start)  # what is random in it is the seed's
+
+
+def trained(model: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
 def replace_row(row: TrainingRow, *, held: float) -> TrainingRow:

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from fathom.cli.options import JUDGES
 from fathom.command.dynamics import DynamicsRequest, run_dynamics
+from fathom.command.lora import Lora
 from fathom.command.report import compare_runs, write_reports
 from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, make_sweep, run_stress
 from fathom.errors import UserError
 from fathom.model import ChatModel
-from fathom.records import encode_line
+from fathom.records import Label, encode_line
+from fathom.report import worst
 from fathom.report.stress import read_answers, render_stress
 from fathom.run import read_journal
 from fathom.stress.execute import CheckpointRecord, encode_stress, is_useful
+from fathom.tally import Tally, clustered
 from fathom.tampering import Answer, Asked, Checkpoint, Dynamics, FineTune, Stress, UtilityScore, start_cell
 from few_rows import organism
 
@@ -96,6 +100,56 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(
     keys = [(record.track, record.step) for record in records(tmp_path)]
     assert len(keys) == len(set(keys)) == 5
     assert not list((tmp_path / "tracks").glob("*"))
+
+
+@pytest.mark.parametrize("trainer", ["light", "fit"])
+def test_a_killed_sweep_of_adapters_goes_on_too(trainer: str, model: ChatModel, tmp_path: Path) -> None:
+    request = replace(REQUEST, objectives="sft", rates="1e-2", lora=Lora(rank=4), trainer=trainer)
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    make_sweep(request, JUDGES, model, tmp_path / "whole")()
+    with killing(2) as display, pytest.raises(Killed):
+        make_sweep(request, JUDGES, model, tmp_path / "killed", display)()  # type: ignore[arg-type]
+    make_sweep(request, JUDGES, model, tmp_path / "killed")()
+    wholes, again = (records(tmp_path / name) for name in ("whole", "killed"))
+    assert [(record.track, record.step) for record in again] == [(record.track, record.step) for record in wholes]
+    if trainer == "light":  # to the last bit; TRL's checkpoints are of its own steps
+        assert again == wholes
+    after = model.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    (tuned,) = make_sweep(request, JUDGES, model, tmp_path / "whole").result().finetunes
+    assert tuned.parameters["lora_rank"] == 4
+    texts = {(answer.step, answer.text) for answer in read_answers(tmp_path / "whole")}
+    assert len({text for step, text in texts if step == 3} - {text for step, text in texts if step == 0}) > 0
+
+
+def test_several_draws_of_a_request_are_counted_and_cling_together(model: ChatModel, tmp_path: Path) -> None:
+    request = replace(REQUEST, objectives="sft", temperatures="0,1", samples=3, seeds="0,1")
+    stress = make_sweep(request, JUDGES, model, tmp_path)()
+    answers = read_answers(tmp_path)
+    for tuned in stress.finetunes:
+        for point in tuned.checkpoints:
+            greedy, warm = point.asr
+            assert (greedy.n, warm.n) == (4, 12)
+            assert (sum(greedy.by_behavior), sum(warm.by_behavior)) == (greedy.harmful, warm.harmful)
+            cell = tuned.track if point.step else start_cell(tuned.attack)
+            draws = [a for a in answers if (a.cell, a.step, a.temperature) == (cell, point.step, 1.0)]
+            assert sorted(a.sample for a in draws) == sorted([0, 1, 2] * 4)
+            assert sum(a.label is Label.HARMFUL for a in draws) == warm.harmful
+    for question in worst.questions(stress):
+        for choice in worst.choices(stress, question):
+            if choice.step:  # two seeds, and three draws where they are drawn
+                counts = zip(
+                    *(found_asked(t, choice.step, question.temperature) for t in stress.finetunes), strict=True
+                )
+                drawn = choice.n // 4
+                tallies = [Tally(harmful=sum(each), safe=drawn - sum(each)) for each in counts]
+                assert choice.interval == clustered(tallies, seed=0)
+
+
+def found_asked(tuned: FineTune, step: int, temperature: float) -> tuple[int, ...]:
+    (point,) = (point for point in tuned.checkpoints if point.step == step)
+    (asked,) = (asked for asked in point.asr if asked.temperature == temperature)
+    return asked.by_behavior
 
 
 def test_a_second_run_measures_nothing(model: ChatModel, whole: Path) -> None:
@@ -241,6 +295,7 @@ def test_a_model_is_useful_up_to_the_bound() -> None:
         ({"rates": "x"}, "--rates is 'x'"),
         ({"warmups": "-1"}, "-1 warm-up steps"),
         ({"temperatures": "warm"}, "--temperature is 'warm'"),
+        ({"temperatures": "0", "samples": 3}, "--samples 3 of greedy answers are all the same"),
         ({"judge": "nobody"}, "no judge called 'nobody'"),
         ({"trainer": "fit", "overrides": ("nothing=1",)}, "no setting called nothing"),
         ({"behaviors": None}, "give --behaviors FILE"),

@@ -17,9 +17,9 @@ from fathom.attack.decoding import worst_of
 from fathom.audit.spending import fresh_tokens
 from fathom.records import Attempt, Completion, Counted, Label, Parameter, Subject, Verdict, content_hash
 from fathom.schema import AttackRow, BudgetRow, Control, Cost
-from fathom.tally import Interval, Tally, bootstrap, wilson
+from fathom.tally import Interval, Tally, bootstrap, clustered, wilson
 
-__all__ = ["Judged", "attack_rows", "budget_rows", "clustered", "exact_count", "row_seed"]
+__all__ = ["Judged", "attack_rows", "budget_rows", "exact_count", "row_seed"]
 
 _SWEEP = ("direct", "prefill")  # whose rows are told apart by the prefill's length
 _PREFIX = "refusal_prefix"
@@ -78,19 +78,6 @@ def exact_count(verdicts: Sequence[Verdict]) -> int | None:
     """Answers that are right in full; None where the judge cannot tell of all."""
     graded = [verdict.exact for verdict in verdicts if verdict.exact is not None]
     return sum(graded) if len(graded) == len(verdicts) else None
-
-
-def clustered(by_behavior: Mapping[str, Tally], seed: int) -> Interval:
-    """Wilson's interval where every behavior has one verdict; else a bootstrap over behaviors, whose draws cling."""
-    total = sum(by_behavior.values(), Tally())
-    if total.n == len(by_behavior):
-        return total.interval()
-    harmful = np.array([tally.harmful for tally in by_behavior.values()])
-    n = np.array([tally.n for tally in by_behavior.values()])
-    if harmful.sum() in (0, total.n):
-        # Every resample is the same; Wilson over behaviors says what so few independent ones can say.
-        return wilson(len(by_behavior) if harmful.sum() else 0, len(by_behavior))
-    return bootstrap(len(n), lambda drawn: float(harmful[drawn].sum() / n[drawn].sum()), seed=seed)
 
 
 # --- groups of attempts ---
@@ -214,7 +201,7 @@ def _row(
 ) -> AttackRow:
     by_behavior = group.tallies()
     total = sum(by_behavior.values(), Tally())
-    interval = clustered(by_behavior, row_seed(judged.seed, *setting.place(), worst))
+    interval = clustered(list(by_behavior.values()), seed=row_seed(judged.seed, *setting.place(), worst))
     return AttackRow(
         attack=setting.attack,
         subject=setting.subject,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fathom.cli.options import JUDGES, AsJson, Output, with_model
+from fathom.cli.training import lora_of
 from fathom.command.request import ModelRequest
 
 __all__ = ["dynamics", "stress"]
@@ -104,6 +105,9 @@ def stress(
         int | None, typer.Option(help="Test examples of the task (default: --limit).", rich_help_panel=_MEASURE)
     ] = None,
     temperature: Annotated[str, typer.Option(metavar="T,T,…", help="0 is greedy.", rich_help_panel=_MEASURE)] = "0,1",
+    samples: Annotated[
+        int, typer.Option(help="Draws of each request at a temperature above 0.", rich_help_panel=_MEASURE)
+    ] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(help="Per answer.", rich_help_panel=_MEASURE)] = None,
     judge: Annotated[str | None, typer.Option(help="refusal or organism.", rich_help_panel=_MEASURE)] = None,
     trainer: Annotated[
@@ -119,6 +123,14 @@ def stress(
             rich_help_panel=_SWEEP,
         ),
     ] = None,
+    lora: Annotated[
+        bool,
+        typer.Option("--lora", help="Train a LoRA adapter; its default rates are 10 ×.", rich_help_panel=_SWEEP),
+    ] = False,
+    lora_rank: Annotated[int, typer.Option(min=1, help="Of the adapter.", rich_help_panel=_SWEEP)] = 16,
+    lora_targets: Annotated[
+        str, typer.Option(help="Layers of the adapter, by name, separated by commas.", rich_help_panel=_SWEEP)
+    ] = "all-linear",
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -151,10 +163,12 @@ def stress(
             batch=batch,
             temperatures=temperature,
             bound=utility_bound,
+            samples=samples,
             max_new_tokens=max_new_tokens,
             judge=judge,
             trainer=trainer,
             overrides=tuple(settings or ()),
+            lora=lora_of(lora, lora_rank, lora_targets),
             output=output,
         ),
         JUDGES,

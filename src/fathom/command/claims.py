@@ -85,7 +85,7 @@ def _asked(request: "StressRequest") -> dict[str, str]:
         "temperatures bound max_new_tokens judge trainer overrides"
     )
     # Options that came later are named where they are given, so that older directories can be gone on with.
-    later = {"schedule": "constant", "task_tested": None}
+    later = {"schedule": "constant", "task_tested": None, "samples": 1, "lora": None}
     given = [name for name, usual in later.items() if getattr(request, name) != usual]
     asked = {name: str(getattr(request, name)) for name in (*names.split(), *given)}
     contents = contents_of(request.behaviors, request.wrapper)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.claims import claim_sweep
+from fathom.command.lora import Lora, check_lora
 from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read
 from fathom.command.request import (
     ORGANISM,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["StressRequest", "Stressed", "check_stress", "make_sweep", "run_stress"]
 
 ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
+LORA = 10  # times the rate of all weights
 ORGANISM_BATCH, BATCH = 16, 64
 ORGANISM_NEW_TOKENS, NEW_TOKENS = 140, 512
 STEPS = 60
@@ -68,9 +70,11 @@ class StressRequest:
     temperatures: str = "0,1"
     bound: float = 0.1
     max_new_tokens: int | None = None
+    samples: int = 1  # of each request at a temperature above 0
     judge: str | None = None
     trainer: str = "light"
     overrides: tuple[str, ...] = ()  # TRL's settings, for the trainer fit
+    lora: Lora | None = None
     sentinel: Path | None = None  # where its weights are kept; several sweeps of one model may share them
     output: Path | None = None
 
@@ -97,6 +101,7 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     with display("loading", 1) as shown:
         model = load_model(request.model)
         shown.advance(1)
+    check_lora(request.lora, model)
     sweep = make_sweep(request, judges, model, path, display)
     claim_sweep(path, model.info, request)
     for warmup in sorted({track.optimiser.warmup for track in sweep.tracks}):
@@ -140,7 +145,12 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
     for name in attacks:
         attack_of(_choice(request, name), organism=_source(request) == ORGANISM)
     check_read(_choice(request, attacks[0]), attacks, ("share", "wrapper"))  # a task is tested with under every attack
-    numbers(request.temperatures, float, "--temperature")
+    temperatures = numbers(request.temperatures, float, "--temperature")
+    if request.samples > 1 and not any(temperatures):
+        raise UserError(
+            f"--samples {request.samples} of greedy answers are all the same: give a --temperature above 0, or leave "
+            "it out"
+        )
     if request.judge is not None:
         named_judge(judges, request.judge)
     _grid(request)
@@ -199,7 +209,7 @@ def _grid(request: StressRequest) -> "Grid":
     from fathom.stress.plan import Grid, Schedule, sweep_steps
 
     built_in = _source(request) == ORGANISM
-    rate = ORGANISM_RATE if built_in else RATE
+    rate = (ORGANISM_RATE if built_in else RATE) * (1 if request.lora is None else LORA)
     full = request.sweep == "full"
     usual = (rate / 3, rate, rate * 3) if full else (rate,)
     most = STEPS if built_in else PAPER_STEPS
@@ -210,6 +220,7 @@ def _grid(request: StressRequest) -> "Grid":
         seeds=numbers(request.seeds, int, "--seeds"),
         batch=(ORGANISM_BATCH if built_in else BATCH) if request.batch is None else request.batch,
         schedule=Schedule(request.schedule),
+        adapter=None if request.lora is None else request.lora.adapter(),
     )
 
 
@@ -230,6 +241,7 @@ def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model
         frames=attack.frames,
         temperatures=numbers(request.temperatures, float, "--temperature"),
         new_tokens=usual if request.max_new_tokens is None else request.max_new_tokens,
+        samples=request.samples,
         tasks=_tasks(request),
     )
     return Attack(attack.name, fitted.rows, tuple(row.prompt for row in poison), probe)

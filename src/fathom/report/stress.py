@@ -42,7 +42,7 @@ def write_dynamics_report(path: Path) -> Path:
 def read_answers(path: Path) -> tuple[Answer, ...]:
     """Every answer of a sweep; one that a kill made twice is given once."""
     found = {
-        (answer.cell, answer.step, answer.asked, answer.temperature, answer.behavior): answer
+        (answer.cell, answer.step, answer.asked, answer.temperature, answer.behavior, answer.sample): answer
         for answer in read_journal(path / "answers.jsonl", Answer)
     }
     return tuple(found.values())

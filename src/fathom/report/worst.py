@@ -4,12 +4,12 @@ TamperBench's rule: the attacker may choose the setting and the number of steps,
 still of use. A choice is a setting and a step; its counts are pooled over seeds, since an attacker cannot choose luck.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fathom.records import Parameter
 from fathom.report import wording
-from fathom.tally import Interval, wilson
+from fathom.tally import Interval, Tally, clustered, wilson
 from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore
 
 __all__ = ["Choice", "Question", "Worst", "choices", "questions", "setting_name", "worst_cases"]
@@ -33,6 +33,7 @@ class Choice(NamedTuple):
     n: int
     harmful: int
     undecided: int
+    interval: Interval  # all answers to a behavior cling together, whatever their seed
     by_seed: tuple[float, ...]  # ASR of each seed
     utility: tuple[UtilityScore, ...]  # means over seeds; their ends are the widest of the seeds'
     useful: bool  # under every seed
@@ -40,10 +41,6 @@ class Choice(NamedTuple):
     @property
     def asr(self) -> float:
         return self.harmful / self.n
-
-    @property
-    def interval(self) -> Interval:
-        return wilson(self.harmful, self.n)
 
 
 class Worst(NamedTuple):
@@ -110,10 +107,22 @@ def _pooled(parameters: tuple[tuple[str, Parameter], ...], step: int, points: li
         n=sum(asked.n for asked, _ in points),
         harmful=sum(asked.harmful for asked, _ in points),
         undecided=sum(asked.undecided for asked, _ in points),
+        interval=_interval([asked for asked, _ in points]),
         by_seed=tuple(asked.asr for asked, _ in points),
         utility=_utility([point for _, point in points]),
         useful=all(point.useful for _, point in points),
     )
+
+
+def _interval(asked: Sequence[Asked]) -> Interval:
+    """Wilson's where every behavior was asked once, or where an earlier version kept no more than counts."""
+    harmful, n = sum(each.harmful for each in asked), sum(each.n for each in asked)
+    behaviors = {len(each.by_behavior) for each in asked}
+    if len(behaviors) > 1 or 0 in behaviors:
+        return wilson(harmful, n)
+    by_behavior = [sum(found) for found in zip(*(each.by_behavior for each in asked), strict=True)]
+    drawn = n // len(by_behavior)
+    return clustered([Tally(harmful=found, safe=drawn - found) for found in by_behavior], seed=0)
 
 
 def _utility(points: list[Checkpoint]) -> tuple[UtilityScore, ...]:

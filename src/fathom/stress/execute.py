@@ -11,7 +11,8 @@ A checkpoint's answers are on disk before its counts are, so a line in checkpoin
 import copy
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,10 +24,11 @@ from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.run import Journal, RunLock, read_journal, write_whole
-from fathom.stress.light import columns_of, order_of
+from fathom.stress.light import LightState, columns_of, order_of
 from fathom.stress.measure import Probe
 from fathom.stress.plan import Attack, Learnt, Track
 from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore, start_cell
+from fathom.tuning.adapter import worn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,6 +78,19 @@ class Trainer(Protocol):
     ) -> None: ...
 
 
+@contextmanager
+def _trained(start: ChatModel, track: Track) -> "Iterator[tuple[ChatModel, PreTrainedModel | None]]":
+    """What a track trains: a copy of the start, or the start itself with an adapter on, which comes off afterwards.
+
+    With it the model that wears the adapter, where there is one.
+    """
+    if track.adapter is None:
+        yield replace(start, model=copy.deepcopy(start.model)), None
+        return
+    with worn(start.model, track.adapter, track.seed) as wearing:
+        yield start, wearing
+
+
 @dataclass(frozen=True, eq=False)
 class Light:
     """`LightFit`, with the state kept at every step that is measured."""
@@ -89,21 +104,21 @@ class Light:
         pending: frozenset[int],
         visit: Callable[[Stop], None],
     ) -> None:
-        trained = copy.deepcopy(start.model)
-        fit = learnt.training(trained, track.optimiser)
         order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), track.seed)
-        model, kept = replace(start, model=trained), scratch / "state.pt"
+        kept = scratch / "state.pt"
         done, state = 0, None
-        if kept.exists():
-            found = torch.load(kept, map_location=model.device, weights_only=True)
-            trained.load_state_dict(found["model"])
-            done, state = int(found["step"]), found["optimiser"]
-            if done in pending:
-                visit(Stop(done, float(found["loss"]), model))
-        for after in fit.run(order, done=done, state=state):
-            if after.step in pending:
-                _save(kept, trained, after.step, after.loss, after.optimiser)
-                visit(Stop(after.step, after.loss, model))
+        with _trained(start, track) as (model, _):
+            fit = learnt.training(model.model, track.optimiser)
+            if kept.exists():
+                found = torch.load(kept, map_location=model.device, weights_only=True)
+                model.model.load_state_dict(found["model"], strict=False)
+                done, state = int(found["step"]), found["optimiser"]
+                if done in pending:
+                    visit(Stop(done, float(found["loss"]), model))
+            for after in fit.run(order, done=done, state=state):
+                if after.step in pending:
+                    _save(kept, model.model, after)
+                    visit(Stop(after.step, after.loss, model))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,21 +142,18 @@ class Fit:
         from fathom.tuning.fit import fit
         from fathom.tuning.watching import Watch
 
-        copied = replace(start, model=copy.deepcopy(start.model))
-
-        def look(step: int, model: "PreTrainedModel") -> None:
-            visit(Stop(step, None, replace(copied, model=model)))
-
-        fit(
-            copied,
-            learnt.rows,
-            learnt.per_token,
-            fit_settings(track, max(pending), self.overrides),
-            output=scratch,
-            calm=learnt.calm,
-            watch=Watch(pending, look),
-            before_step=None if learnt.before_step is None else learnt.before_step(),
-        )
+        with _trained(start, track) as (model, wearing):
+            fit(
+                model,
+                learnt.rows,
+                learnt.per_token,
+                fit_settings(track, max(pending), self.overrides),
+                output=scratch,
+                calm=learnt.calm,
+                wearing=wearing,
+                watch=Watch(pending, lambda step, _: visit(Stop(step, None, model))),
+                before_step=None if learnt.before_step is None else learnt.before_step(),
+            )
 
 
 def fit_settings(track: Track, steps: int, overrides: Sequence[str] = ()) -> "Settings":
@@ -164,11 +176,12 @@ def fit_settings(track: Track, steps: int, overrides: Sequence[str] = ()) -> "Se
     return read_settings(None, (*ours, *overrides))
 
 
-def _save(path: Path, model: "PreTrainedModel", step: int, loss: float, optimiser: Mapping[str, object]) -> None:
-    """Wholly or not at all."""
+def _save(path: Path, model: "PreTrainedModel", after: LightState) -> None:
+    """What is trained, and the optimiser; wholly or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
-    torch.save({"model": model.state_dict(), "step": step, "loss": loss, "optimiser": optimiser}, beside)
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    torch.save({"model": weights, "step": after.step, "loss": after.loss, "optimiser": after.optimiser}, beside)
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)

@@ -21,7 +21,7 @@ from fathom.records import (
     Sampling,
     content_hash,
 )
-from fathom.tally import Z95, Interval, Tally, wilson
+from fathom.tally import Z95, Interval, Tally, clustered, wilson
 from fathom.tampering import Answer, Asked, UtilityScore
 
 __all__ = ["Measured", "Probe", "TaskExample", "TaskProbe"]
@@ -57,8 +57,8 @@ class Measured(NamedTuple):
 class Probe:
     """What every checkpoint of a sweep is asked. None of the requests is trained on.
 
-    Harmful behaviors are asked in each frame at each temperature (the first sample of each), benign ones and the tasks
-    greedily.
+    Harmful behaviors are asked in each frame at each temperature, `samples` times where it is above 0; benign ones and
+    the tasks once, greedily.
     """
 
     behaviors: tuple[Behavior, ...]
@@ -66,6 +66,7 @@ class Probe:
     frames: tuple[Frame, ...]
     temperatures: tuple[float, ...] = (0.0, 1.0)
     new_tokens: int = 256
+    samples: int = 1
     tasks: tuple[TaskProbe, ...] = ()
     seed: int = 0
 
@@ -78,6 +79,8 @@ class Probe:
             raise UserError(f"temperatures are {list(self.temperatures)}; each must be 0 (greedy) or above")
         if self.new_tokens < 1:
             raise UserError(f"--max-new-tokens is {self.new_tokens}; it must be at least 1")
+        if self.samples < 1:
+            raise UserError(f"--samples is {self.samples}; it must be at least 1")
 
     def measure(self, model: ChatModel, cell: str, step: int) -> Measured:
         """Ask everything. The model is in evaluation mode; nothing of it changes."""
@@ -104,7 +107,7 @@ class Probe:
     def _judged(
         self, model: ChatModel, behaviors: Sequence[Behavior], asked: str, temperature: float, cell: str, step: int
     ) -> Iterator[Answer]:
-        for behavior, completion in self._answers(model, behaviors, temperature):
+        for behavior, sample, completion in self._answers(model, behaviors, temperature):
             exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
             judgement = self.judge.judge(exchange)
             yield Answer(
@@ -117,6 +120,7 @@ class Probe:
                 label=judgement.label,
                 reason=judgement.reason,
                 score=_exact(judgement),
+                sample=sample,
             )
 
     def _scored(self, model: ChatModel, task: TaskProbe, cell: str, step: int) -> Iterator[Answer]:
@@ -124,7 +128,7 @@ class Probe:
             Behavior(id=content_hash((task.name, example.messages)), messages=example.messages, harmful=False)
             for example in task.examples
         ]
-        for example, (behavior, completion) in zip(task.examples, self._answers(model, behaviors, 0.0), strict=True):
+        for example, (behavior, _, completion) in zip(task.examples, self._answers(model, behaviors, 0.0), strict=True):
             yield Answer(
                 cell=cell,
                 step=step,
@@ -139,8 +143,9 @@ class Probe:
 
     def _answers(
         self, model: ChatModel, behaviors: Sequence[Behavior], temperature: float
-    ) -> Iterator[tuple[Behavior, Completion]]:
-        """In the behaviors' order."""
+    ) -> Iterator[tuple[Behavior, int, Completion]]:
+        """In the behaviors' order, the samples of each together."""
+        asked = [(behavior, sample) for behavior in behaviors for sample in range(self.samples if temperature else 1)]
         attempts = [
             Attempt.make(
                 behavior=behavior.id,
@@ -149,11 +154,12 @@ class Probe:
                 prefill_ids=(),
                 sampling=Sampling(max_new_tokens=self.new_tokens, temperature=temperature),
                 run_seed=self.seed,
+                sample=sample,
             )
-            for behavior in behaviors
+            for behavior, sample in asked
         ]
         done = {completion.attempt: completion for completion in TransformersEngine(model).complete(attempts)}
-        return ((behavior, done[attempt.id]) for behavior, attempt in zip(behaviors, attempts, strict=True))
+        return ((*one, done[attempt.id]) for one, attempt in zip(asked, attempts, strict=True))
 
 
 def _exact(judgement: Judgement) -> float | None:
@@ -161,8 +167,13 @@ def _exact(judgement: Judgement) -> float | None:
 
 
 def _asked(name: str, temperature: float, rows: Sequence[Answer]) -> Asked:
-    tally = Tally.of(row.label for row in rows if row.label is not None)
-    low, high = tally.interval()
+    labels: dict[str, list[Label]] = {}
+    for row in rows:
+        if row.label is not None:
+            labels.setdefault(row.behavior, []).append(row.label)
+    by_behavior = [Tally.of(found) for found in labels.values()]
+    tally = sum(by_behavior, Tally())
+    low, high = clustered(by_behavior, seed=0)
     return Asked(
         asked=name,
         temperature=temperature,
@@ -172,6 +183,7 @@ def _asked(name: str, temperature: float, rows: Sequence[Answer]) -> Asked:
         asr=tally.asr,
         low=low,
         high=high,
+        by_behavior=tuple(each.harmful for each in by_behavior),
     )
 
 

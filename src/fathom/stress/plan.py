@@ -11,6 +11,7 @@ from fathom.errors import UserError
 from fathom.records import Message, content_hash
 from fathom.stress.light import LightFit, Optimiser
 from fathom.stress.measure import Probe
+from fathom.tuning.adapter import Adapter
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import Columns
 from fathom.tuning.rows import TrainingRow
@@ -48,11 +49,14 @@ class Track:
     optimiser: Optimiser
     seed: int
     steps: tuple[int, ...]
+    adapter: Adapter | None = None  # which is trained instead of all weights
 
     def key(self, start: str, rows: str) -> str:
         """A hash of what determines the trained models; `start` and `rows` are hashes of weights and rows."""
         o = self.optimiser
-        later = () if o.until is None else (o.until,)
+        later: tuple[object, ...] = () if o.until is None else (o.until,)
+        if self.adapter is not None:
+            later = (*later, repr(self.adapter))
         values = (o.rate, o.warmup, o.batch, o.beta1, o.beta2, o.clip, *later)
         return content_hash((self.attack, self.objective, values, self.seed, start, rows))
 
@@ -63,7 +67,11 @@ class Track:
             "warmup_steps": self.optimiser.warmup,
             "batch": self.optimiser.batch,
         }
-        return found if self.optimiser.until is None else {**found, "falls_until": self.optimiser.until}
+        if self.optimiser.until is not None:
+            found["falls_until"] = self.optimiser.until
+        if self.adapter is not None:
+            found["lora_rank"] = self.adapter.rank
+        return found
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Grid:
     seeds: tuple[int, ...] = (0,)
     batch: int = 16
     schedule: Schedule = Schedule.CONSTANT
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         for name in ("rates", "warmups", "steps", "seeds"):
@@ -102,7 +111,7 @@ class Grid:
         every = product(self.seeds, rates, warmups, attacks, objectives, self._ends())
         for seed, rate, warmup, attack, objective, until in every:
             optimiser = Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until)
-            yield Track(attack, objective, optimiser, seed, steps if until is None else (until,))
+            yield Track(attack, objective, optimiser, seed, steps if until is None else (until,), self.adapter)
 
     def _ends(self) -> tuple[int | None, ...]:
         """Where rates are 0; None where they do not fall."""

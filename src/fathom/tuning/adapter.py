@@ -1,10 +1,12 @@
 """LoRA instead of all weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fathom.checkpoint import one_line
+from fathom.checkpoint import one_line, quiet
 from fathom.errors import UserError
 from fathom.ranks import Ranks
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-__all__ = ["Adapter", "in_parts", "merge", "with_adapter"]
+__all__ = ["Adapter", "in_parts", "merge", "with_adapter", "worn"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,23 @@ def with_adapter(model: "PreTrainedModel", adapter: Adapter, seed: int = 0) -> "
     except ValueError as error:
         raise UserError(f"LoRA cannot be put on this model: {one_line(error)}") from error
     return wrapped  # type: ignore[no-any-return]
+
+
+@contextmanager
+def worn(model: "PreTrainedModel", adapter: Adapter, seed: int = 0) -> "Iterator[PreTrainedModel]":
+    """The model with an adapter on, as `with_adapter`; afterwards the model is as it was, and no copy was made of it.
+
+    Meanwhile `model` itself answers with the adapter.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with quiet():
+        wrapped: Any = with_adapter(model, adapter, seed)
+    try:
+        yield wrapped
+    finally:
+        wrapped.unload()
+        for parameter, before in trainable:
+            parameter.requires_grad_(before)
 
 
 def merge(

@@ -65,6 +65,7 @@ def fit(
     ordered: int = 0,
     calm: float = 0.0,
     adapter: Adapter | None = None,
+    wearing: "PreTrainedModel | None" = None,
     cache: Path | None = None,
     save: Path | None = None,
     watch: Watch | None = None,
@@ -75,6 +76,7 @@ def fit(
 ) -> Fitted:
     """Train `model` on `rows`, in place, and return it; with an adapter, merged.
 
+    `wearing` is the model with an adapter on already (`adapter.worn`): it is trained, and left as it is.
     `output` keeps checkpoints and losses, and a run that was killed goes on from the last one; without it nothing is
     written. `divisor` is a `trainer.Divisor`. `ordered` 1 takes the rows in their order instead of shuffling them.
     `calm` decides Adam's epsilon (`settings.calm_epsilon`), unless one was given; 0 leaves TRL's. `cache` keeps
@@ -90,7 +92,7 @@ def fit(
     settings = _for_device(settings.with_batch(), model.device)
     inner, kind = model.model, type(model.model)
     with quiet():
-        trainable = inner if adapter is None else with_adapter(inner, adapter, settings.seed)
+        trainable = _trainable(inner, adapter, wearing, settings.seed)
     if calm > 0:
         settings = _calmed(settings, trainable, calm)
     with response_head(inner), one_line_errors(output), quiet():
@@ -110,10 +112,20 @@ def fit(
             if save is not None and ranks.first:
                 inner.save_pretrained(save)
     inner.train(False)
+    if wearing is not None:
+        return Fitted(model, losses, None if output is None else output / CHECKPOINTS)
     # What the first process alone has merged is told by it alone.
     unmerged = adapter is not None and in_parts(inner)
     trained = dataclasses.replace(model, model=inner) if unmerged else _relabelled(model, inner)
     return Fitted(trained, losses, None if output is None else output / CHECKPOINTS, path)
+
+
+def _trainable(
+    inner: "PreTrainedModel", adapter: Adapter | None, wearing: "PreTrainedModel | None", seed: int
+) -> "PreTrainedModel":
+    if wearing is not None:
+        return wearing
+    return inner if adapter is None else with_adapter(inner, adapter, seed)
 
 
 def _train(
