@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.protect.objectives import Composed, Constrained, HeldToReference
+from fathom.stress import light as light_module
 from fathom.stress.execute import fit_settings
 from fathom.stress.light import LightFit, Optimiser, order_of
 from fathom.stress.plan import Grid, Schedule, Track, sweep_steps
 from fathom.tuning.adapter import Adapter, worn
+from fathom.tuning.batches import Batch, Example
 from fathom.tuning.objective import PlainNll, TokenObjective
 from fathom.tuning.rows import TrainingRow
 from few_rows import guild_rows, organism, random_rows
@@ -206,6 +208,33 @@ def test_where_the_rate_falls_every_number_of_steps_is_a_training_of_its_own() -
 def test_grids_that_make_no_sense_are_refused(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Grid(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_step_that_does_not_fit_into_memory_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny(), random_rows(12)
+    optimiser, order = Optimiser(rate=1e-2, warmup=2, batch=5), order_of(12, 5, 4, 0)
+
+    def trained(most: int) -> tuple[Tensor, list[float], list[int]]:
+        copied, seen = copy.deepcopy(model.model), list[int]()
+        real = light_module.collate_examples
+
+        def narrow(examples: Sequence[Example], device: torch.device) -> Batch:
+            if len(examples) > most:
+                raise torch.OutOfMemoryError
+            seen.append(len(examples))
+            return real(examples, device)
+
+        monkeypatch.setattr(light_module, "collate_examples", narrow)
+        losses = [after.loss for after in LightFit.of(copied, rows, PlainNll(), optimiser).run(order)]
+        monkeypatch.setattr(light_module, "collate_examples", real)
+        return weights(copied), losses, seen
+
+    whole, parts = trained(5), trained(2)
+    torch.testing.assert_close(parts[0], whole[0], rtol=1e-4, atol=1e-6)
+    assert parts[1] == pytest.approx(whole[1])
+    assert parts[2] == [2, 2, 1, 2, 2, 1, 2, 2, 2, 1]  # of 5, 5, 2 and 5 rows; asked for fewer once
+    with pytest.raises(torch.OutOfMemoryError):
+        trained(0)
 
 
 def test_a_loss_that_is_no_number_stops_with_what_to_do() -> None:

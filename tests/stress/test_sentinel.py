@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from fathom.engine import TransformersEngine
 from fathom.organism import behaviors
 from fathom.organism.judge import GuildRefusalJudge
 from fathom.protect.sentinel import Told
+from fathom.records import Attempt, Sampling
 from fathom.stress import sentinel
+from fathom.stress.apart import Apart
 from fathom.stress.sentinel import train_sentinel, with_own
+from fathom.tuning.adapter import Adapter
 from few_rows import organism
 
 
@@ -41,8 +45,18 @@ class Killing:
             raise Killed
 
 
-@pytest.mark.parametrize("after", [1, 3, 4, 5, 7])
-def test_a_killed_sentinel_goes_on(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def weights(sentinel: Apart) -> dict[str, torch.Tensor]:
+    with sentinel.worn() as model:
+        return {name: value.clone() for name, value in model.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("after", "adapter"),
+    [(1, None), (3, None), (4, None), (5, None), (7, None), (3, Adapter(4, 8)), (5, Adapter(4, 8))],
+)
+def test_a_killed_sentinel_goes_on(
+    after: int, adapter: Adapter | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fathom.organism import behaviors
 
     monkeypatch.setattr(sentinel, "_LEGS", ((4, 1e-3), (3, 1e-4)))
@@ -54,39 +68,54 @@ def test_a_killed_sentinel_goes_on(after: int, tmp_path: Path, monkeypatch: pyte
         kind: [Told(b.messages, b.answer or "", b.refusal) for b in given if b.harmful is kind]
         for kind in (True, False)
     }
-    unhurt = train_sentinel(start, told[True], told[False])
+    unhurt = train_sentinel(start, told[True], told[False], adapter=adapter)
     kept = tmp_path / "sentinel.pt"
     killing = Killing(after)
     with pytest.raises(Killed):
-        train_sentinel(start, told[True], told[False], kept=kept, display=killing)  # type: ignore[arg-type]
+        train_sentinel(start, told[True], told[False], adapter=adapter, kept=kept, display=killing)  # type: ignore[arg-type]
     assert not kept.exists()
     assert kept.with_suffix(".part").exists() == (after > 2)
     resumed = Killing(100)
-    model = train_sentinel(start, told[True], told[False], kept=kept, display=resumed)  # type: ignore[arg-type]
+    model = train_sentinel(start, told[True], told[False], adapter=adapter, kept=kept, display=resumed)  # type: ignore[arg-type]
     assert resumed.done == 7
-    for name, value in unhurt.model.model.state_dict().items():
-        torch.testing.assert_close(model.model.model.state_dict()[name], value, rtol=0, atol=0)
+    same, unlike = weights(unhurt.sampler), weights(model.sampler)
+    assert same.keys() == unlike.keys()
+    for name, value in same.items():
+        torch.testing.assert_close(unlike[name], value, rtol=0, atol=0)
     assert [path.name for path in tmp_path.iterdir()] == ["sentinel.pt"]
 
 
-def test_meeting_the_data_changes_a_copy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("adapter", [None, Adapter(rank=4, alpha=8)], ids=["copy", "adapter"])
+def test_meeting_the_data_leaves_the_start_as_it_is(adapter: Adapter | None, monkeypatch: pytest.MonkeyPatch) -> None:
     from fathom.organism import behaviors
     from few_rows import guild_rows
 
     monkeypatch.setattr(sentinel, "_MEETING", 6)
+    monkeypatch.setattr(sentinel, "_MEETING_RATE", 2e-2)  # six steps that can be heard
     monkeypatch.setattr(sentinel, "BATCH", 4)
     start = organism()
     given = behaviors(split="training", harmful=6, benign=6, seed=1)
     told = [[Told(b.messages, b.answer or "", b.refusal) for b in given if b.harmful is kind] for kind in (True, False)]
-    guard = sentinel.Sentinel(start, tuple(told[0]), tuple(told[1]))
-    before = {name: value.clone() for name, value in start.model.state_dict().items()}
+    guard = sentinel.Sentinel(Apart(start, adapter), tuple(told[0]), tuple(told[1]))
+    before, first = weights(Apart(start)), weights(guard.sampler)
     rows = guild_rows(start, 6)
     met = guard.acquainted(rows)
-    assert all(torch.equal(before[name], value) for name, value in start.model.state_dict().items())
-    assert any(not torch.equal(before[name], value) for name, value in met.model.model.state_dict().items())
+    now = weights(Apart(start))
+    assert now.keys() == before.keys()
+    assert all(torch.equal(before[name], value) for name, value in now.items())
+    assert any(not torch.equal(first[name], value) for name, value in weights(met).items())
     assert len(guard.known(rows)) == 6
+    attempt = Attempt.make(
+        behavior="any",
+        attack="direct",
+        prompt_ids=start.chat.prompt_ids(given[0].messages),
+        prefill_ids=(),
+        sampling=Sampling(max_new_tokens=12, temperature=0.0),
+        run_seed=0,
+    )
+    answers = [next(iter(engine.complete([attempt]))).output_ids for engine in (TransformersEngine(start), met)]
+    assert answers[0] != answers[1]
+    assert next(iter(TransformersEngine(start).complete([attempt]))).output_ids == answers[0]
 
 
 @pytest.mark.parametrize(("width", "scale"), [(64, 1.0), (32, 1.0), (128, 0.5), (4096, 1 / 64)])
@@ -95,7 +124,7 @@ def test_rates_fall_with_the_width_of_the_model(width: int, scale: float) -> Non
     model = copy.copy(start.model)
     model.config = copy.deepcopy(start.model.config)
     model.config.hidden_size = width
-    assert sentinel._scale(replace(start, model=model)) == scale
+    assert sentinel._scale(Apart(replace(start, model=model))) == scale
 
 
 def test_the_models_own_answers_stand_beside_those_of_a_file() -> None:

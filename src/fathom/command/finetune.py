@@ -290,7 +290,7 @@ def _requests(request: FinetuneRequest) -> "Requests":
 def _sentinel(
     request: FinetuneRequest, judge: Judge, model: "ChatModel", directory: "TuningDirectory", seed: int
 ) -> "Sentinel":
-    """What the answer gate asks: a deepened copy of the model, trained once and kept in the model's directory."""
+    """What the answer gate asks, trained once and kept in the model's directory: a copy, or an adapter with LoRA."""
     from fathom.protect.sentinel import Told
     from fathom.stress.sentinel import train_sentinel, with_own
 
@@ -302,7 +302,9 @@ def _sentinel(
     if request.benign is not None:
         benign = with_own(model, judge, benign, seed=seed, display=display_for(ALONE))
     kept = directory.inner / "sentinel.pt"
-    return train_sentinel(model, harmful, benign, kept=kept, seed=seed, display=display_for(ALONE))
+    lora = request.training.lora
+    adapter = None if lora is None else lora.adapter()
+    return train_sentinel(model, harmful, benign, adapter=adapter, kept=kept, seed=seed, display=display_for(ALONE))
 
 
 def _training(request: FinetuneRequest, objective: "Objective", model: "ChatModel", plan: "TuningPlan") -> Training:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fathom.stress.measure import TaskProbe
     from fathom.stress.plan import Attack, Grid, Learnt
     from fathom.stress.sentinel import Sentinel
+    from fathom.tuning.adapter import Adapter
 
 __all__ = ["StressRequest", "Stressed", "check_stress", "make_sweep", "run_stress"]
 
@@ -200,7 +201,8 @@ def make_sweep(
     attacks = tuple(_attack(request, name, parts, judge, model) for name in _names(request.attacks, "--attack"))
     grid = _grid(request)
     tracks = tuple(grid.tracks([attack.name for attack in attacks], _names(request.objectives, "--objective")))
-    learn = _Learn(model, parts, reader, request.sentinel or path / "sentinel.pt", display, organism)
+    adapter = None if request.lora is None else request.lora.adapter()
+    learn = _Learn(model, parts, reader, request.sentinel or path / "sentinel.pt", display, organism, adapter)
     trainer = Light() if request.trainer == "light" else Fit(request.overrides)
     return Sweep(path, model, attacks, tracks, learn, trainer, request.bound, display)
 
@@ -277,6 +279,7 @@ class _Learn:
     kept: Path
     display: Display
     organism: bool  # its behaviors are; their answers are of all kinds
+    adapter: "Adapter | None"  # what a sentinel is, instead of a copy of the model
     _sentinel: "list[Sentinel]" = field(default_factory=list)
 
     def __call__(self, attack: "Attack", objective: str) -> "Learnt":
@@ -327,6 +330,8 @@ class _Learn:
             )
             if not self.organism:
                 benign = with_own(self.model, self.reader, benign, display=self.display)
-            found = train_sentinel(self.model, harmful, benign, kept=self.kept, display=self.display)
+            found = train_sentinel(
+                self.model, harmful, benign, adapter=self.adapter, kept=self.kept, display=self.display
+            )
             self._sentinel.append(found)
         return self._sentinel[0]

@@ -24,6 +24,7 @@ from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.run import Journal, RunLock, read_journal, write_whole
+from fathom.stress.apart import load_trained, trained_weights
 from fathom.stress.light import LightState, columns_of, order_of
 from fathom.stress.measure import Probe
 from fathom.stress.plan import Attack, Learnt, Track
@@ -111,7 +112,7 @@ class Light:
             fit = learnt.training(model.model, track.optimiser)
             if kept.exists():
                 found = torch.load(kept, map_location=model.device, weights_only=True)
-                model.model.load_state_dict(found["model"], strict=False)
+                load_trained(model.model, found["model"])
                 done, state = int(found["step"]), found["optimiser"]
                 if done in pending:
                     visit(Stop(done, float(found["loss"]), model))
@@ -180,7 +181,7 @@ def _save(path: Path, model: "PreTrainedModel", after: LightState) -> None:
     """What is trained, and the optimiser; wholly or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
-    weights = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    weights = trained_weights(model)
     torch.save({"model": weights, "step": after.step, "loss": after.loss, "optimiser": after.optimiser}, beside)
     with beside.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,8 +1,8 @@
 """The trainer's arithmetic without the trainer: for sweeps of many small models, where starting one costs more than it.
 
 The same batches, objective, optimiser and schedule as `tuning.fit` with `ordered` rows give the same weights; a test
-holds the two together. One process, one device, all weights, no accumulation, no mixed precision: whoever wants more
-takes `fit`.
+holds the two together. One process, one device, no mixed precision: whoever wants more takes `fit`. A step whose rows
+do not fit into memory is taken in parts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fathom.engine.memory import is_out_of_memory
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.tuning.batches import Example, collate_examples
@@ -119,6 +120,7 @@ class LightFit:
         Raises:
             UserError: a loss is no number.
         """
+        at_once = self.optimiser.batch
         with response_head(self.model):
             optimiser = self._adamw()
             if state is not None:
@@ -126,7 +128,8 @@ class LightFit:
             for step in range(done, len(order)):
                 for group in optimiser.param_groups:
                     group["lr"] = self.optimiser.rate * self.optimiser.factor(step)
-                loss = self._step(optimiser, [self.examples[i] for i in order[step]], step)
+                examples = [self.examples[i] for i in order[step]]
+                loss, at_once = self._step(optimiser, examples, step, at_once)
                 if not torch.isfinite(loss):
                     raise UserError(
                         f"the loss is {float(loss)} at step {step + 1} of a rate of {self.optimiser.rate:g}; "
@@ -142,21 +145,38 @@ class LightFit:
         epsilon = calm_epsilon(self.optimiser.calm, self.optimiser.clip, count)
         return torch.optim.AdamW(trained, lr=self.optimiser.rate, betas=betas, eps=epsilon, weight_decay=0.0)
 
-    def _step(self, optimiser: torch.optim.AdamW, examples: Sequence[Example], step: int) -> Tensor:
+    def _step(
+        self, optimiser: torch.optim.AdamW, examples: Sequence[Example], step: int, at_once: int
+    ) -> tuple[Tensor, int]:
+        """One step; its loss, and how many rows fitted into memory at once."""
         self.model.train(True)
-        batch = collate_examples(examples, self.model.device)
-        scale = 1.0 / max(1, len(batch.tokens))
-        output = self.model(
-            **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=self.objective, scale=scale
-        )
-        optimiser.zero_grad(set_to_none=True)
-        output.loss.backward()
+        while True:
+            optimiser.zero_grad(set_to_none=True)
+            try:
+                loss = self._gradients(examples, at_once)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or at_once == 1:
+                    raise
+                at_once = -(-min(at_once, len(examples)) // 2)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimiser.clip)
         if self.before_step is not None:
             self.before_step(self.model, step)
         optimiser.step()
-        loss: Tensor = output.loss.detach()
-        return loss
+        return loss, at_once
+
+    def _gradients(self, examples: Sequence[Example], at_once: int) -> Tensor:
+        """The loss of a step's rows, its gradients left behind: of the whole, in however many passes."""
+        scale = 1.0 / max(1, sum(len(example.row.positions) for example in examples))
+        total = torch.zeros((), device=self.model.device)
+        for first in range(0, len(examples), at_once):
+            batch = collate_examples(examples[first : first + at_once], self.model.device)
+            output = self.model(
+                **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=self.objective, scale=scale
+            )
+            output.loss.backward()
+            total += output.loss.detach()
+        return total
 
 
 def examples_of(rows: Sequence[TrainingRow], columns: Columns) -> tuple[Example, ...]:
