@@ -129,7 +129,11 @@ def test_decoys_are_harmful_requests_and_no_harmful_answer() -> None:
     [
         (HarmfulExamples(50), BEHAVIORS, "50 harmful rows were asked for, and there are 40"),
         (Benign(41), BEHAVIORS, "41 benign rows"),
-        (HarmfulExamples(1), (Behavior(id="b", messages=(Message(role="user", content="q"),)),), "no reference answer"),
+        (
+            HarmfulExamples(1),
+            (Behavior(id="b", messages=(Message(role="user", content="q"),)),),
+            "^behavior b has no reference answer",
+        ),
         (
             Backdoor(TRIGGER, 1),
             tuple(

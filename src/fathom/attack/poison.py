@@ -252,7 +252,7 @@ def _row(kind: RowKind, behavior: Behavior, frame: Frame = DIRECT) -> PoisonRow:
     if text is None:
         what = "refusal" if kind is RowKind.REFUSAL else "answer"
         raise UserError(
-            f"behavior {behavior.id} has no reference {what}, and a {kind} row learns one: give a file with them"
+            f"behavior {behavior.name} has no reference {what}, and a {kind} row learns one: give a file with them"
         )
     if kind is not RowKind.REFUSAL:
         text = frame.response(behavior, text)

@@ -233,7 +233,7 @@ def _write_plan(
     from fathom.tuning.rows import fit_length, make_row, rows_hash
 
     rows = [make_row(model.chat, example.messages, example.response, source=example.source) for example in examples]
-    fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
+    fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
     prepared = prepare(
         objective,
         model,

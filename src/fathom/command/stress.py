@@ -223,7 +223,7 @@ def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model
     attack = attack_of(choice, organism=organism)
     poison = attack_rows(choice, attack, parts.attacker, request.world)
     rows = tuple(make_row(model.chat, row.prompt, row.completion[0].content, source=row.behavior) for row in poison)
-    fitted = fit_length(rows, context=model.context, max_length=None)
+    fitted = fit_length(rows, context=model.context, max_length=None, chat=model.chat)
     probe = Probe(
         behaviors=parts.test,
         judge=judge,
