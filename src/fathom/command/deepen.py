@@ -79,7 +79,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     check_world(training.model, request.world)
     sources = load_sources(training.model, request.triplets, request.utility, request.world)
     sampler = None if request.starts == "mined" else _sampler(request)
-    audited = training.audited() if request.world is None else False
+    audited = training.audited(request.world)
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -96,7 +96,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
         if not ranks.first:
             return directory.path
         several = ranks.size > 1
-    finish_card(training, directory, judges, audited=audited and not several)
+    finish_card(training, directory, judges, audited=audited, several=several, world=request.world)
     return directory.path
 
 
