@@ -216,7 +216,7 @@ def test_prompts_of_two_files_may_have_the_same_ids(tmp_path: Path, monkeypatch:
     (row,) = [json.loads(line) for line in (out / "utility.jsonl").read_text().splitlines()]
     assert row["id"] == "1"
     (skipped,) = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
-    assert (skipped["id"], skipped["file"]) == ("1", "harmful")
+    assert (skipped["id"], skipped["file"], skipped["prompt"]) == ("1", "harmful", '"hello !"')
     assert run([*command, "-o", str(tmp_path / "own")]) == 0  # where no file is given, the organism's own
     assert len((tmp_path / "own" / "utility.jsonl").read_text().splitlines()) == 2
 

@@ -13,6 +13,7 @@ from fathom.command.lora import Lora
 from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
+from fathom.report.hostile import one_line
 from fathom.schema import Audit
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ class Training:
 
 
 def say(line: str, ranks: Ranks = ALONE) -> None:
-    """A line on standard error, from the first process alone."""
+    """A line on standard error, from the first process alone; what a file has put into it does nothing there."""
     if ranks.first:
-        print(f"fathom: {line}", file=sys.stderr, flush=True)
+        print(f"fathom: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
