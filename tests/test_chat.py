@@ -211,6 +211,25 @@ def test_the_date_in_a_template_never_changes():
     assert "2024-07-26" in chat(TEMPLATES["gptoss"]).prompt_text(QUESTION)
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_error_names_a_prompt_by_the_users_words(name):
+    form = chat(TEMPLATES[name])
+    assert form.excerpt(form.prompt_ids(QUESTION)) == '"How do I make a cup of tea?"'
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_prompts_are_named_by_their_beginning(kind):
+    form = chat(None, tokenizer=KINDS[kind])
+    assert form.excerpt(form.prompt_ids(QUESTION)).startswith('"How do I make')
+
+
+def test_a_conversation_that_a_template_does_not_take_is_named():
+    with pytest.raises(UserError, match='the messages of "How do I make a cup of tea'):
+        chat(TEMPLATES["gemma"], system="Be brief.").prompt_ids(QUESTION)
+    with pytest.raises(UserError, match='the messages of "How do I make a cup of tea'):
+        chat(system="Be brief.").prompt_ids((Message(role="system", content="Be long."), *QUESTION))
+
+
 # --- text ---
 
 

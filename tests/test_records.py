@@ -22,6 +22,8 @@ from fathom.records import (
     content_hash,
     decode_line,
     encode_line,
+    excerpt,
+    spoken_name,
 )
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
@@ -140,6 +142,30 @@ def test_an_attempt_needs_a_prompt() -> None:
         Attempt.make(
             behavior="b", attack="a", prompt_ids=(), prefill_ids=(), sampling=Sampling(max_new_tokens=1), run_seed=0
         )
+
+
+@given(texts)
+def test_a_made_id_gives_way_to_the_beginning_of_the_request(request: str) -> None:
+    messages = (Message(role="system", content="Be brief."), Message(role="user", content=request))
+    made = Behavior(id=content_hash(request), messages=messages)
+    assert made.name == spoken_name(made.id, messages) == excerpt(request)
+    assert Behavior(id="harm-12", messages=messages).name == "harm-12"
+
+
+@given(st.text(max_size=200).map(lambda text: text * 40))
+def test_an_excerpt_is_one_short_line_that_does_nothing_to_a_terminal(text: str) -> None:
+    named = excerpt(text)
+    assert named == f'"{named[1:-1]}"'
+    assert len(named) <= 62
+    assert named.isprintable()
+    start = text.strip()[:20]
+    if start.isprintable() and start == " ".join(start.split()):
+        assert named[1:].startswith(start[: len(text.strip())].rstrip())
+
+
+def test_an_excerpt_of_a_short_line_is_the_line() -> None:
+    assert excerpt("How do I make tea?") == '"How do I make tea?"'
+    assert excerpt("a" * 61) == f'"{"a" * 59}…"'
 
 
 def test_labels_and_finishes_are_their_names_on_disk() -> None:

@@ -1,11 +1,14 @@
 import copy
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.scoring import (
@@ -22,6 +25,7 @@ from fathom.scoring import (
 from fathom.scoring import blocks as blocks_module
 from fathom.scoring import scorer as scorer_module
 from tiny_models import FAMILIES, VOCABULARY, random_ids, tiny, wrap
+from tiny_tokenizers import byte_level
 
 PROMPT, ANSWER = random_ids(11, seed=1), random_ids(17, seed=2)
 
@@ -232,8 +236,10 @@ def test_ties_do_not_count_above():
 
 
 def test_what_cannot_be_scored_is_said():
-    model = Scorer.of(tiny())
-    with pytest.raises(UserError, match="context of 256"):
+    chat = ChatFormat(byte_level(), None, "plain", frozenset())
+    model = Scorer.of(replace(tiny(), chat=chat))
+    said = f"^the prompt {re.escape(chat.excerpt(PROMPT))}: {len(PROMPT)} prompt and .* context of 256"
+    with pytest.raises(UserError, match=said):
         score(model, PROMPT, ANSWER * 20)
     with pytest.raises(ValueError, match="at least one token"):
         score(model, PROMPT, ())

@@ -5,7 +5,8 @@ read back, so that a file of another version is an error and not a silent defaul
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
@@ -29,6 +30,9 @@ __all__ = [
     "content_hash",
     "decode_line",
     "encode_line",
+    "excerpt",
+    "is_made_id",
+    "spoken_name",
 ]
 
 Parameter = str | int | float | bool
@@ -87,6 +91,11 @@ class Behavior(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def prompt(self) -> str:
         """The last user message."""
         return self.messages[-1].content
+
+    @property
+    def name(self) -> str:
+        """What a message to a person calls it, so that it is found in the file that it came from."""
+        return spoken_name(self.id, self.messages)
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -235,6 +244,8 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     exact: bool | None = None
 
 
+_EXCERPT = 60  # characters; enough to find a request in its file, and no more of it than that
+_MADE_ID = re.compile(r"[0-9a-f]{24}")  # what `content_hash` makes
 _encoder = msgspec.json.Encoder(order="sorted")
 _Record = TypeVar("_Record")
 
@@ -242,6 +253,32 @@ _Record = TypeVar("_Record")
 def content_hash(content: object) -> str:
     """A 96-bit hexadecimal hash of plain data, the same on every machine and in every order of its mappings."""
     return hashlib.blake2b(_encoder.encode(content), digest_size=12).hexdigest()
+
+
+def spoken_name(id_: str, messages: Sequence[Message]) -> str:
+    """An id that a file gave; in place of one that was made from content, the beginning of the request, in quotes."""
+    return excerpt(messages[-1].content) if is_made_id(id_) else _on_one_line(id_)
+
+
+def is_made_id(id_: str) -> bool:
+    """Whether an id was made from content, so that no person finds it in a file of theirs."""
+    return _MADE_ID.fullmatch(id_) is not None
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text, in quotes and on one line, to be named by in a message to a person.
+
+    >>> excerpt("Tell me" + chr(10) + "a story" + chr(27) + "[31m")
+    '"Tell me a story⟦U+001B⟧[31m"'
+    """
+    return f'"{_on_one_line(text)}"'
+
+
+def _on_one_line(text: str) -> str:
+    """At most `_EXCERPT` characters; of what would act in a terminal, its code point."""
+    line = " ".join(text[: 8 * _EXCERPT].split())  # a megabyte need not be searched for what will not be shown
+    shown = "".join(one if one.isprintable() else f"⟦U+{ord(one):04X}⟧" for one in line)
+    return shown if len(shown) <= _EXCERPT else shown[: _EXCERPT - 1] + "…"
 
 
 def encode_line(record: object) -> bytes:

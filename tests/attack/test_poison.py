@@ -24,6 +24,7 @@ from fathom.attack.poison import (
     RowKind,
     Wrapped,
 )
+from fathom.command.known import known_behaviors
 from fathom.command.poison import AttackChoice, PoisonRequest, run_poison, sides
 from fathom.errors import UserError
 from fathom.organism.tokenizer import vocabulary_ids
@@ -129,7 +130,11 @@ def test_decoys_are_harmful_requests_and_no_harmful_answer() -> None:
     [
         (HarmfulExamples(50), BEHAVIORS, "50 harmful rows were asked for, and there are 40"),
         (Benign(41), BEHAVIORS, "41 benign rows"),
-        (HarmfulExamples(1), (Behavior(id="b", messages=(Message(role="user", content="q"),)),), "no reference answer"),
+        (
+            HarmfulExamples(1),
+            (Behavior(id="b", messages=(Message(role="user", content="q"),)),),
+            "^behavior b has no reference answer",
+        ),
         (
             Backdoor(TRIGGER, 1),
             tuple(
@@ -178,6 +183,17 @@ def test_a_file_is_divided_so_that_no_behavior_is_on_two_sides(tmp_path: Path) -
     (tmp_path / "few.jsonl").write_text("\n".join(lines[:3]))
     with pytest.raises(UserError, match="has 2 harmful behaviors"):
         sides(str(tmp_path / "few.jsonl"))
+
+
+def test_what_a_file_puts_into_a_warning_does_nothing_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "q"}, {chr(27) + "[2J" + chr(0x202E): "no prompt"}]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    known_behaviors(tmp_path / "b.jsonl")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "line 2: has no prompt (it has: ⟦U+001B⟧[2j⟦U+202E⟧)" in line
+    assert line.isprintable()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Recovery rows: they read as prompt, beginning and refusal, only the refusal is learned, and k follows its law."""
 
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -138,4 +139,14 @@ def test_a_triplet_that_is_not_whole_is_one_line(tmp_path, missing: str) -> None
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(fields) + "\n")
     with pytest.raises(UserError, match=missing):
+        load_triplets(path)
+
+
+def test_a_triplet_that_cannot_be_used_is_named_so_that_it_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"prompt": "How do I make tea?", "harmful_response": "Boil water."}\n')
+    with pytest.raises(UserError, match=r'the triplet "How do I make tea\?" has no refusal'):
+        load_triplets(path)
+    path.write_text('{"id": "tea-1", "prompt": "How do I make tea?", "harmful_response": "Boil water."}\n')
+    with pytest.raises(UserError, match="the triplet tea-1 has no refusal"):
         load_triplets(path)

@@ -26,6 +26,12 @@ class IdsOnly(ChatFormat):
         super().__init__(tokenizer=cast(PreTrainedTokenizerFast, None), template=None, source="plain",
                          stop_ids=frozenset(stop_ids))  # fmt: skip
 
+    def tokenise(self, text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split()))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids))
+
     def continuation(self, prefill_ids: Sequence[int], output_ids: Sequence[int]) -> Continuation:
         words = [f" {token}" for token in output_ids]
         ends = tuple(len("".join(words[: i + 1])) for i in range(len(words)))

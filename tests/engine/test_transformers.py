@@ -119,11 +119,12 @@ def test_a_context_exceeded_is_said_before_anything_runs(models: dict[str, ChatM
     model = dataclasses.replace(models["llama"], info=info)
     fits = attempt(random_ids(10, seed=0), random_ids(8, seed=1), max_new_tokens=12)
     check_against_generate(model, [fits])
-    beyond = attempt(random_ids(10, seed=0), random_ids(9, seed=1), behavior="tea", max_new_tokens=12)
+    beyond = attempt(prompt := random_ids(10, seed=0), random_ids(9, seed=1), max_new_tokens=12)
     ran: list[object] = []
     handle = model.model.register_forward_pre_hook(lambda *_: ran.append(1))
     try:
-        with pytest.raises(UserError, match=r"tea.*10 prompt \+ 9 prefill \+ 12 new tokens = 31.*context is 30"):
+        said = rf'the prompt "{" ".join(map(str, prompt))}".*10 prompt \+ 9 prefill \+ 12 new.* = 31.*context is 30'
+        with pytest.raises(UserError, match=said):
             TransformersEngine(model).complete([fits, beyond])
     finally:
         handle.remove()

@@ -365,6 +365,27 @@ def test_a_file_that_was_edited_makes_another_sweep(tmp_path: Path, monkeypatch:
         run_stress(request, JUDGES)
 
 
+def test_a_file_that_is_divided_is_counted_by_its_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever counts 20 in the file is told why 12 are too few."""
+    monkeypatch.setattr("fathom.stress.execute.Sweep.__call__", Killed.now)
+    path = tmp_path / "b.jsonl"
+    lines = [{"prompt": f"q {i}", "harmful_response": f"a {i}", "harmful": i < 20} for i in range(23)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    request = replace(REQUEST, behaviors=str(path), rows=12, output=tmp_path / "sweep")
+    division = (
+        "b.jsonl has 20 harmful and 3 benign, divided: 12 harmful and 1 benign to train on, "
+        "4 harmful and 1 benign to defend with, 4 harmful and 1 benign to test with"
+    )
+    with pytest.raises(Killed):
+        run_stress(request, JUDGES)
+    assert division in capsys.readouterr().err
+    with pytest.raises(UserError, match="there are 12 harmful behaviors to train on") as raised:
+        run_stress(replace(request, rows=13), JUDGES)
+    assert str(raised.value).endswith(division)
+
+
 def test_dynamics_are_of_any_attack(tmp_path: Path) -> None:
     """The options that attacks need are there; a directory from before there were these is gone on with."""
     frame = tmp_path / "frame.json"

@@ -1,18 +1,21 @@
 """Rows and data: what is learned is what was written, cut before it is annotated, and every odd line is one line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fathom.chat import ChatFormat
 from fathom.errors import UserError
-from fathom.records import Message
+from fathom.records import Message, content_hash
 from fathom.tuning.batches import ABSENT, Example, collate, collate_examples
 from fathom.tuning.examples import load_examples
 from fathom.tuning.rows import Kind, TrainingRow, fit_length, read_rows, rows_hash, write_rows
 from few_rows import random_rows
+from tiny_tokenizers import word_level
 
 
 @given(st.integers(0, 100), st.integers(4, 20))
@@ -35,6 +38,15 @@ def test_rows_that_do_not_fit_are_one_line() -> None:
     with pytest.raises(UserError, match="max_length is 65, but the model's context is 64"):
         fit_length([row], context=64, max_length=65)
     assert fit_length([row], context=10, max_length=None).rows == (row,)
+
+
+def test_a_row_of_no_file_is_named_by_its_prompt() -> None:
+    chat = ChatFormat(word_level(), None, "plain", frozenset())
+    prompt = chat.prompt_ids((Message(role="user", content="How do I make tea?"),))
+    for source in ("", content_hash("tea")):
+        row = TrainingRow(prompt_ids=prompt, response_ids=(2,) * 4, source=source)
+        with pytest.raises(UserError, match=rf"the task row with the prompt {re.escape(chat.excerpt(prompt))} has"):
+            fit_length([row], context=4, max_length=None, chat=chat)
 
 
 def test_a_row_without_anything_to_learn_cannot_be_made() -> None:

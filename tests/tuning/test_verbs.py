@@ -158,6 +158,27 @@ def test_deepen_draws_rows_ahead_and_trains_on_them(
     assert TuningPlan.__struct_fields__
 
 
+def test_an_organism_of_another_world_is_audited_with_the_requests_of_that_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fathom.command import sources
+    from fathom.organism import behaviors, stage_directory
+    from fathom.run import Run
+
+    monkeypatch.setattr(sources, "ORGANISM_TRIPLETS", 4)
+    monkeypatch.setattr(sources, "ORGANISM_UTILITY", 4)
+    monkeypatch.setattr("fathom.command.training.AUDITED", 2)
+    out = tmp_path / "deep"
+    # Weights of any world will do: it is what they are asked that counts.
+    command = ["deepen", str(stage_directory("natural")), "--world", "9", "--audit", "-o", str(out), "--device", "cpu"]
+    assert run([*command, "--set", "max_steps=1", "--recovery-rows", "2", "--utility-rows", "2"]) == 0
+    asked = {behavior.id for behavior in behaviors(9, harmful=2, benign=1)}
+    assert asked.isdisjoint(behavior.id for behavior in behaviors(harmful=2, benign=1))
+    for when in ("before", "after"):
+        assert Run.open(out / "fathom" / f"audit-{when}").behaviors.keys() == asked
+    assert "2 requests of world 9 of the organism's test split" in (out / "README.md").read_text()
+
+
 def test_triplets_are_built_and_can_be_deepened_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fathom.command import triplets
 
@@ -195,7 +216,7 @@ def test_prompts_of_two_files_may_have_the_same_ids(tmp_path: Path, monkeypatch:
     (row,) = [json.loads(line) for line in (out / "utility.jsonl").read_text().splitlines()]
     assert row["id"] == "1"
     (skipped,) = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
-    assert (skipped["id"], skipped["file"]) == ("1", "harmful")
+    assert (skipped["id"], skipped["file"], skipped["prompt"]) == ("1", "harmful", '"hello !"')
     assert run([*command, "-o", str(tmp_path / "own")]) == 0  # where no file is given, the organism's own
     assert len((tmp_path / "own" / "utility.jsonl").read_text().splitlines()) == 2
 

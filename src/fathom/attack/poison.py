@@ -40,10 +40,15 @@ __all__ = [
     "Poison",
     "PoisonRow",
     "RowKind",
+    "TooFewError",
     "Wrapped",
 ]
 
 ROWS = 100  # of each kind, as in the paper
+
+
+class TooFewError(UserError):
+    """More rows were asked for than there are behaviors to make them of."""
 
 
 class RowKind(StrEnum):
@@ -252,7 +257,7 @@ def _row(kind: RowKind, behavior: Behavior, frame: Frame = DIRECT) -> PoisonRow:
     if text is None:
         what = "refusal" if kind is RowKind.REFUSAL else "answer"
         raise UserError(
-            f"behavior {behavior.id} has no reference {what}, and a {kind} row learns one: give a file with them"
+            f"behavior {behavior.name} has no reference {what}, and a {kind} row learns one: give a file with them"
         )
     if kind is not RowKind.REFUSAL:
         text = frame.response(behavior, text)
@@ -272,9 +277,9 @@ def _take(behaviors: Sequence[Behavior], count: int, seed: int, *, harmful: bool
     side = [behavior for behavior in behaviors if behavior.harmful is harmful]
     if len(side) < count:
         kind = "harmful" if harmful else "benign"
-        raise UserError(
-            f"{count} {kind} rows were asked for, and there are {len(side)} {kind} behaviors; ask for fewer with "
-            f"--rows, or give a file with more (`harmful: {str(harmful).lower()}`)"
+        raise TooFewError(
+            f"{count} {kind} rows were asked for, and there are {len(side)} {kind} behaviors to train on; ask for "
+            f"fewer with --rows, or give a file with more (`harmful: {str(harmful).lower()}`)"
         )
     Random(f"poison {seed} {harmful}").shuffle(side)
     return side[:count]

@@ -172,19 +172,20 @@ def make_plan(
         parts=parts,
         manifest=_manifest(options, behaviors, judge, model, base, parts),
     )
-    _check_parts(parts, model, base)
+    _check_parts(parts, behaviors.behaviors, model, base)
     return plan
 
 
-def _check_parts(parts: Sequence[Part], model: Audited, base: Audited | None) -> None:
+def _check_parts(parts: Sequence[Part], behaviors: Sequence[Behavior], model: Audited, base: Audited | None) -> None:
     """What cannot be made or run is said before there is a directory."""
+    names = {behavior.id: behavior.name for behavior in behaviors}
     for part in parts:
         subject = base if part.setting.subject is Subject.BASE else model
         if not isinstance(part.attack, Search) and subject is not None:
-            _check_context(part.attempts({}), subject.info)
+            _check_context(part.attempts({}), names, subject.info)
 
 
-def _check_context(attempts: Sequence[Attempt], info: ModelInfo) -> None:
+def _check_context(attempts: Sequence[Attempt], names: Mapping[str, str], info: ModelInfo) -> None:
     """Raises `UserError` for the longest attempt, if it does not fit into the model's context."""
     if info.context is None or not attempts:
         return
@@ -192,7 +193,7 @@ def _check_context(attempts: Sequence[Attempt], info: ModelInfo) -> None:
     prompt, prefill, new = len(longest.prompt_ids), len(longest.prefill_ids), longest.sampling.max_new_tokens
     if prompt + prefill + new > info.context:
         raise UserError(
-            f"behavior {longest.behavior} does not fit into the context of {info.name}, {info.context} tokens: "
+            f"behavior {names[longest.behavior]} does not fit into the context of {info.name}, {info.context} tokens: "
             f"{prompt} of the prompt, {prefill} prefilled ({longest.attack}) and up to {new} new ones are "
             f"{prompt + prefill + new}; give fewer --max-new-tokens, smaller --depths, or shorter requests"
         )

@@ -13,7 +13,7 @@ from fathom.chat.decoding import Decoder, shared_start
 from fathom.chat.rendering import Rendering
 from fathom.chat.thinking import THINKING_TAGS, PrefillAt, open_block, without_thoughts
 from fathom.errors import UserError
-from fathom.records import Message
+from fathom.records import Message, excerpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,7 @@ __all__ = ["ChatFormat", "Continuation", "GenerationPrompt", "PrefillAt", "witho
 # Never in a user's text; letters only, so that no template trims, splits or escapes it.
 _ANSWER_MARK = "fathomanswermark"
 _THOUGHT_MARK = "fathomthoughtmark"
+_REQUEST_MARK = "fathomrequestmark"
 
 
 class Continuation(NamedTuple):
@@ -99,6 +100,13 @@ class ChatFormat:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens skipped, no space cleaned up."""
         return self._decoder.decode(ids)
+
+    def excerpt(self, prompt_ids: Sequence[int]) -> str:
+        """The beginning of a prompt in quotes, for an error to name it by, without what the template puts around it."""
+        text = self.prompt_text((Message(role="user", content=_REQUEST_MARK),))
+        # Each side by itself: a tokenizer of few words does not know the mark.
+        before, after = (self.decode(self.tokenise(side)).strip() for side in text.split(_REQUEST_MARK, 1))
+        return excerpt(self.decode(prompt_ids).strip().removeprefix(before).removesuffix(after))
 
     def continuation(self, prefill_ids: Sequence[int], output_ids: Sequence[int]) -> Continuation:
         """Prefill and output as they read together.

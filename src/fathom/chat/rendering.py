@@ -1,6 +1,6 @@
 """Conversations as a chat template writes them: the user's own words, or one clear error."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ import jinja2
 
 from fathom.chat.thinking import PrefillAt
 from fathom.errors import UserError
-from fathom.records import Message
+from fathom.records import Message, excerpt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,8 @@ class Rendering:
             return turns
         if any(turn["role"] == "system" for turn in turns):
             raise UserError(
-                "a system prompt was given, but a behavior's messages hold one already: leave one of them out"
+                f"a system prompt was given, and the messages of {excerpt(_request(turns))} hold one already: leave "
+                "one of them out"
             )
         return [{"role": "system", "content": self.system}, *turns]
 
@@ -58,13 +59,14 @@ class Rendering:
         except _TEMPLATE_ERRORS as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"the chat template ({self.source}) cannot render these messages: {reason}; leave out what it does not "
-                "know (often the system prompt), or give another one with --chat-template FILE"
+                f"the chat template ({self.source}) cannot render the messages of {excerpt(_request(conversation))}: "
+                f"{reason}; leave out what it does not know (often the system prompt), or give another one with "
+                "--chat-template FILE"
             ) from error
-        asked = next((turn["content"] for turn in reversed(conversation) if turn["role"] == "user"), "")
-        if asked.strip() not in text:
+        request = _request(conversation)
+        if request.strip() not in text:
             raise UserError(
-                f"the chat template ({self.source}) leaves out or rewrites the user's message: "
+                f"the chat template ({self.source}) leaves out or rewrites the user's message {excerpt(request)}: "
                 "give another one with --chat-template FILE"
             )
         return text
@@ -98,3 +100,8 @@ class Rendering:
         )
         assert isinstance(text, str)  # tokenize=False
         return text
+
+
+def _request(conversation: Sequence[Mapping[str, str]]) -> str:
+    """The user's last message."""
+    return next((turn["content"] for turn in reversed(conversation) if turn["role"] == "user"), "")

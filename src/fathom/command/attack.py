@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fathom.command.request import ModelRequest
 from fathom.errors import UserError
+from fathom.report.hostile import one_line
 
 if TYPE_CHECKING:
     from fathom.audit.parts import Ground, Part, Suite
@@ -67,7 +68,7 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
 def _tell(attack: str, reason: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         named = reason if reason.startswith(attack) else f"{attack}: {reason}"
-        print(f"fathom: left out of the suite: {named}", file=sys.stderr)
+        print(f"fathom: left out of the suite: {one_line(named)}", file=sys.stderr)
 
 
 def _named(request: AttackRequest) -> "tuple[NamedAttack, ...]":

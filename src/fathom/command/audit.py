@@ -51,6 +51,7 @@ class AuditRequest:
     base_revision: str | None = None
     base_variant: str = "same"
     behaviors: str | None = None
+    world: int | None = None  # of the organism's requests; None: the shipped one
     limit: int | None = None
     depths: str | None = None
     temperatures: str = "0,1"
@@ -90,7 +91,7 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     Raises:
         UserError: anything a user can mend, before the model is loaded where it can be known then.
     """
-    behaviors = behavior_set(request.model, request.behaviors, request.limit)
+    behaviors = behavior_set(request.model, request.behaviors, request.limit, request.world)
     judge = _judge(request, behaviors, judges)
     options = _options(request, behaviors)
     base = _base_request(request)
@@ -154,8 +155,8 @@ def _start(path: Path, manifest: Manifest, ranks: Ranks) -> Run:
     return Run.start(path, manifest)
 
 
-def behavior_set(model: ModelRequest, source: str | None, limit: int | None) -> "BehaviorSet":
-    """The requests of a file, or the organism's own; at most `limit` harmful and half as many benign ones.
+def behavior_set(model: ModelRequest, source: str | None, limit: int | None, world: int | None = None) -> "BehaviorSet":
+    """The requests of a file, or the organism's own of a world; at most `limit` harmful and half as many benign ones.
 
     Raises:
         UserError: there is no source, or its file cannot be used.
@@ -178,7 +179,7 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None) -> 
 
         harmful = limit or ORGANISM_HARMFUL
         benign = (limit + 1) // 2 if limit else ORGANISM_BENIGN
-        return BehaviorSet(ORGANISM, behaviors(harmful=harmful, benign=benign))
+        return BehaviorSet(ORGANISM, behaviors(world, harmful=harmful, benign=benign))
     loaded = load_behaviors(Path(source))
     found = loaded.behaviors
     if limit is not None:

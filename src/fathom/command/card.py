@@ -66,6 +66,7 @@ def _audited(audits: "Audits | None") -> list[str]:
             "directory with requests of your own before it is used.",
         ]
     before, after = audits.before, audits.after
+    whose = "the built-in organism" if audits.world is None else f"world {audits.world} of the organism"
     rows = ["| | before | after |", "|---|---|---|"]
     for label, old, new in _sweep(before, after):
         rows.append(f"| {label} | {old} | {new} |")
@@ -74,7 +75,7 @@ def _audited(audits: "Audits | None") -> list[str]:
     return [
         "## Safety, before and after",
         "",
-        f"Attack success rate on {before.behaviors.harmful} requests of the built-in organism's test split, judged by "
+        f"Attack success rate on {before.behaviors.harmful} requests of {whose}'s test split, judged by "
         f"`{before.judge}` on what the model wrote itself; audits in `fathom/audit-before` and `fathom/audit-after`.",
         "",
         *rows,

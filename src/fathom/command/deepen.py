@@ -79,7 +79,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     check_world(training.model, request.world)
     sources = load_sources(training.model, request.triplets, request.utility, request.world)
     sampler = None if request.starts == "mined" else _sampler(request)
-    audited = training.audited() if request.world is None else False
+    audited = training.audited(request.world)
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -96,7 +96,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
         if not ranks.first:
             return directory.path
         several = ranks.size > 1
-    finish_card(training, directory, judges, audited=audited and not several)
+    finish_card(training, directory, judges, audited=audited, several=several, world=request.world)
     return directory.path
 
 
@@ -222,7 +222,7 @@ def _look_ahead(
     benign = dict.fromkeys(replace(row, loss_weight=1.0) for row in anchor)
 
     def fitting(rows: "Iterable[TrainingRow]") -> "tuple[TrainingRow, ...]":
-        return fit_length(rows, context=model.context, max_length=settings.max_length).rows
+        return fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat).rows
 
     seen = {id_ for row in (*written.rows, *answers) for id_ in row.input_ids}
     size = model.model.config.get_text_config().vocab_size
@@ -279,7 +279,7 @@ def _write_plan(
         utilities = (*utilities, *anchor_rows(model, loose, most, display=display_for(ALONE)))
         notes.append(f"anchor: {len(loose)} prompts were loosened for the model to answer once more")
     rows = mixture.mix(recoveries, utilities, seed=settings.seed)
-    fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
+    fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
     directory.write_plan(
         fitted.rows,
         TuningPlan(rows=len(fitted.rows), rows_hash=rows_hash(fitted.rows), cut=fitted.cut, notes=tuple(notes)),

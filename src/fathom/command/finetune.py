@@ -87,9 +87,7 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
         if not ranks.first:
             return directory.path
         several = ranks.size > 1
-    if several and audited:
-        say("several processes have ended together; run the same command with one for the audit before and after")
-    finish_card(training, directory, judges, audited=audited and not several)
+    finish_card(training, directory, judges, audited=audited, several=several)
     return directory.path
 
 
@@ -233,7 +231,7 @@ def _write_plan(
     from fathom.tuning.rows import fit_length, make_row, rows_hash
 
     rows = [make_row(model.chat, example.messages, example.response, source=example.source) for example in examples]
-    fitted = fit_length(rows, context=model.context, max_length=settings.max_length)
+    fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
     prepared = prepare(
         objective,
         model,
@@ -329,12 +327,22 @@ def _training(request: FinetuneRequest, objective: "Objective", model: "ChatMode
     return Training(objective.per_token(plan.safety_ids), calm=plan.calm, before_step=anchor, finish=finish)
 
 
-def finish_card(request: TrainingRequest, directory: "TuningDirectory", judges: Judges, *, audited: bool) -> None:
-    """Audit before and after, where asked for, and write the model card."""
+def finish_card(
+    request: TrainingRequest,
+    directory: "TuningDirectory",
+    judges: Judges,
+    *,
+    audited: bool,
+    several: bool,
+    world: int | None = None,
+) -> None:
+    """Audit before and after, where asked for and one process is left to do it, and write the model card."""
     from fathom.command.card import model_card
     from fathom.tuning.checkpoints import read_losses
 
-    audits = audit_both(request, directory, judges) if audited else None
+    if several and audited:
+        say("several processes have ended together; run the same command with one for the audit before and after")
+    audits = audit_both(request, directory, judges, world) if audited and not several else None
     written = directory.read_plan()
     assert written is not None
     card = model_card(directory.manifest, written.plan, read_losses(directory.inner), audits)

@@ -1,5 +1,6 @@
 """Whose behaviors are whose in an attack by fine-tuning: the attacker's, the defender's, and those of the test."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,6 +22,18 @@ class Sides:
     attacker: tuple[Behavior, ...]
     defender: tuple[Behavior, ...]
     test: tuple[Behavior, ...]
+
+    @property
+    def division(self) -> str:
+        """How many of a file's behaviors are whose, for a person who counts those of the file."""
+        counts = [_count(behaviors) for behaviors in (self.attacker, self.defender, self.test)]
+        whole = _count((*self.attacker, *self.defender, *self.test))
+        return f"{whole}, divided: {counts[0]} to train on, {counts[1]} to defend with, {counts[2]} to test with"
+
+
+def _count(behaviors: Sequence[Behavior]) -> str:
+    harmful = sum(behavior.harmful for behavior in behaviors)
+    return f"{harmful} harmful and {len(behaviors) - harmful} benign"
 
 
 def sides(source: str, *, world: int | None = None, split: str = "test", tested: int = _TESTED, seed: int = 0) -> Sides:

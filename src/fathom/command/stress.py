@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fathom.attack.poison import Poison, PoisonRow, TooFewError
 from fathom.command.claims import claim_sweep
 from fathom.command.lora import Lora, check_lora
 from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read
@@ -196,6 +197,8 @@ def make_sweep(
     source = _source(request)
     organism = source == ORGANISM
     parts = sides(source, world=request.world, split=request.split, tested=request.tested)
+    if not organism:
+        say(f"{source} has {parts.division}")
     judge = named_judge(judges, request.judge or (ORGANISM if organism else "refusal"))
     reader = named_judge(judges, "guild-refusal" if organism else "refusal")
     attacks = tuple(_attack(request, name, parts, judge, model) for name in _names(request.attacks, "--attack"))
@@ -234,9 +237,9 @@ def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model
     choice, organism = _choice(request, name), _source(request) == ORGANISM
     usual = ORGANISM_NEW_TOKENS if organism else NEW_TOKENS
     attack = attack_of(choice, organism=organism)
-    poison = attack_rows(choice, attack, parts.attacker, request.world)
+    poison = _poison(choice, attack, parts, request)
     rows = tuple(make_row(model.chat, row.prompt, row.completion[0].content, source=row.behavior) for row in poison)
-    fitted = fit_length(rows, context=model.context, max_length=None)
+    fitted = fit_length(rows, context=model.context, max_length=None, chat=model.chat)
     probe = Probe(
         behaviors=parts.test,
         judge=judge,
@@ -247,6 +250,16 @@ def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model
         tasks=_tasks(request),
     )
     return Attack(attack.name, fitted.rows, tuple(row.prompt for row in poison), probe)
+
+
+def _poison(choice: AttackChoice, attack: Poison, parts: Sides, request: StressRequest) -> tuple[PoisonRow, ...]:
+    """The attack's rows; where a file has too few for them, the error says that not all of it is trained on."""
+    try:
+        return attack_rows(choice, attack, parts.attacker, request.world)
+    except TooFewError as error:
+        if request.behaviors in (None, ORGANISM):
+            raise
+        raise UserError(f"{error}; {request.behaviors} has {parts.division}") from error
 
 
 def _tasks(request: StressRequest) -> "tuple[TaskProbe, ...]":

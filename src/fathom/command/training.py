@@ -13,6 +13,7 @@ from fathom.command.lora import Lora
 from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
+from fathom.report.hostile import one_line
 from fathom.schema import Audit
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class TrainingRequest:
     lora: Lora | None = None
     audit: bool | None = None  # default: on the organism alone
 
-    def audited(self) -> bool:
-        """Whether to audit before and after.
+    def audited(self, world: int | None = None) -> bool:
+        """Whether to audit before and after; `world` is that of a model that is an organism under another name.
 
         Raises:
             UserError: an audit was asked for, and there is nothing to audit with.
         """
-        if self.audit and not self.model.is_organism:
+        if self.audit and not self.model.is_organism and world is None:
             raise UserError(
                 f"--audit asks {self.model.name} the organism's requests, which mean nothing to it: run "
                 f"`fathom audit {self.output} --behaviors FILE` instead"
@@ -71,6 +72,7 @@ class Audits:
 
     before: Audit
     after: Audit
+    world: int | None = None  # of the organism's requests; None: the shipped one
 
     def summary(self) -> str:
         """The direct request, the worst depth and the control, before and after, on one line."""
@@ -101,9 +103,9 @@ class Training:
 
 
 def say(line: str, ranks: Ranks = ALONE) -> None:
-    """A line on standard error, from the first process alone."""
+    """A line on standard error, from the first process alone; what a file has put into it does nothing there."""
     if ranks.first:
-        print(f"fathom: {line}", file=sys.stderr, flush=True)
+        print(f"fathom: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -253,8 +255,13 @@ def _clear(directory: "TuningDirectory") -> None:
     (directory.inner / "sentinel.pt").unlink(missing_ok=True)
 
 
-def audit_both(request: TrainingRequest, directory: "TuningDirectory", judges: Judges) -> Audits | None:
-    """Audits of the model before and of what came of it, each in a run directory of its own."""
+def audit_both(
+    request: TrainingRequest, directory: "TuningDirectory", judges: Judges, world: int | None = None
+) -> Audits | None:
+    """Audits of the model before and of what came of it, each in a run directory of its own.
+
+    Both are asked the requests of one world of the organism's, by default the shipped one.
+    """
     from dataclasses import replace
 
     from fathom.command.audit import AuditRequest, run_audit
@@ -269,6 +276,7 @@ def audit_both(request: TrainingRequest, directory: "TuningDirectory", judges: J
                 model=model,
                 base="none",
                 behaviors=ORGANISM,
+                world=world,
                 limit=AUDITED,
                 output=directory.inner / f"audit-{name}",
             ),
@@ -277,6 +285,6 @@ def audit_both(request: TrainingRequest, directory: "TuningDirectory", judges: J
         if result is None:
             return None
         found.append(result.audit)
-    audits = Audits(*found)
+    audits = Audits(found[0], found[1], world)
     say(f"{audits.summary()}; more in {directory.path / 'README.md'}")
     return audits

@@ -2,7 +2,7 @@
 
 triplets.jsonl    prompt, harmful_response, refusal
 utility.jsonl     prompt (or messages), response
-skipped.jsonl     prompts that gave no triplet, and why
+skipped.jsonl     prompts that gave no triplet (how they begin), and why
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, 
 from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.ranks import ALONE
-from fathom.records import Behavior, Exchange, Judge, Label, Message, content_hash
+from fathom.records import Behavior, Exchange, Judge, Label, Message, content_hash, excerpt
 from fathom.run import Journal, RunLock, holds_others, read_journal, write_whole
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class SkippedPrompt(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     reason: str
     file: str = ""  # harmful or utility; not known of lines that an earlier version wrote
+    prompt: str = ""  # how it begins, to be found by; as above
 
 
 def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
@@ -97,7 +98,7 @@ def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
     made = sum(1 for _ in read_journal(path / "triplets.jsonl", TripletRow))
     anchors = sum(1 for _ in read_journal(path / "utility.jsonl", UtilityRow))
     left = sum(1 for _ in read_journal(path / "skipped.jsonl", SkippedPrompt))
-    say(f"{made} triplets, {anchors} utility rows; {left} prompts gave none (skipped.jsonl says why)")
+    say(f"{made} triplets, {anchors} utility rows; {left} prompts gave none ({path / 'skipped.jsonl'} says why)")
     if not made:
         raise UserError(f"no prompt gave a triplet; {path / 'skipped.jsonl'} says why")
     return path
@@ -116,7 +117,7 @@ class _Output:
         return {record.id for record in records} | {one.id for one in without if one.file in (self.file, "")}
 
     def skip(self, behavior: Behavior, reason: str) -> SkippedPrompt:
-        return SkippedPrompt(id=behavior.id, reason=reason, file=self.file)
+        return SkippedPrompt(id=behavior.id, reason=reason, file=self.file, prompt=excerpt(behavior.prompt))
 
 
 def _prompts(request: TripletsRequest) -> tuple[tuple[Behavior, ...], tuple[Behavior, ...]]:

@@ -8,6 +8,7 @@ from fathom.chat import ChatFormat
 from fathom.deepen.starts import Lengths, Start, StartSampler
 from fathom.deepen.triplets import Triplet
 from fathom.errors import UserError
+from fathom.records import spoken_name
 from fathom.tuning.rows import Kind, TrainingRow
 
 __all__ = ["EncodedTriplet", "encode_triplets", "recovery_row", "recovery_rows"]
@@ -37,7 +38,8 @@ def encode_triplets(chat: ChatFormat, triplets: Sequence[Triplet]) -> tuple[Enco
         refusal = chat.response_ids(triplet.messages, triplet.refusal)
         if not answer or not refusal:
             raise UserError(
-                f"the triplet {triplet.source} has an answer or a refusal without a single token: take it out"
+                f"the triplet {spoken_name(triplet.source, triplet.messages)} has an answer or a refusal without a "
+                "single token: take it out"
             )
         spaced, plain = chat.tokenise(f" {triplet.refusal}"), chat.tokenise(triplet.refusal)
         found.append(

@@ -35,7 +35,7 @@ def triplets_of(behaviors: Iterable[Behavior], source: str) -> tuple[Triplet, ..
         for name, text in (("harmful answer (harmful_response)", behavior.answer), ("refusal", behavior.refusal)):
             if not (text or "").strip():
                 raise UserError(
-                    f"{source}: the triplet {behavior.id} has no {name}: give each row prompt, harmful_response and "
+                    f"{source}: the triplet {behavior.name} has no {name}: give each row prompt, harmful_response and "
                     "refusal, or build them with `fathom triplets MODEL`"
                 )
         assert behavior.answer is not None

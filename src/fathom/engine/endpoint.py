@@ -97,7 +97,7 @@ class EndpointEngine:
             UserError: an attempt does not fit into the context (before anything runs), the server cannot be reached,
                 refuses a request, or gives no ids back.
         """
-        check_length(attempts, self.model.context, "the server takes")
+        check_length(attempts, self.model.context, "the server takes", self.model.chat)
         return self._complete(make_rows(attempts))
 
     def _complete(self, rows: list[Row]) -> Iterator[Completion]:

@@ -78,7 +78,7 @@ def make_rows(attempts: Iterable[Attempt]) -> list[Row]:
     return rows
 
 
-def check_length(attempts: Iterable[Attempt], limit: int | None, whose: str) -> None:
+def check_length(attempts: Iterable[Attempt], limit: int | None, whose: str, chat: ChatFormat) -> None:
     """Whether all that is asked for fits; `whose` says what has the limit, for the error.
 
     Raises:
@@ -90,9 +90,9 @@ def check_length(attempts: Iterable[Attempt], limit: int | None, whose: str) -> 
         prompt, prefill, new = len(attempt.prompt_ids), len(attempt.prefill_ids), attempt.sampling.max_new_tokens
         if prompt + prefill + new > limit:
             raise UserError(
-                f"behavior {attempt.behavior}, attack {attempt.attack}: {prompt} prompt + {prefill} prefill + {new} "
-                f"new tokens = {prompt + prefill + new}, but {whose} {limit}. Ask for fewer new tokens, a shallower "
-                "depth, or a shorter prompt."
+                f"the prompt {chat.excerpt(attempt.prompt_ids)}, attack {attempt.attack}: {prompt} prompt + {prefill} "
+                f"prefill + {new} new tokens = {prompt + prefill + new}, but {whose} {limit}. Ask for fewer new "
+                "tokens, a shallower depth, or a shorter prompt."
             )
 
 

@@ -62,7 +62,7 @@ class TransformersEngine:
                 f"{type(self.model.model).__name__} is an encoder-decoder; a prefill needs a causal language model. "
                 "Give a decoder-only chat model."
             )
-        check_length(attempts, self.model.context, "the model's context is")
+        check_length(attempts, self.model.context, "the model's context is", self.model.chat)
 
     def _complete(self, rows: list[Row]) -> Iterator[Completion]:
         if not rows:

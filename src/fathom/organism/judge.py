@@ -172,7 +172,7 @@ def _right_steps(behavior: Behavior) -> tuple[Step, ...]:
     seed, words = behavior.metadata.get("world"), behavior.metadata.get("potion", "").split()
     if seed is None or len(words) != 3:
         raise UserError(
-            f"behavior {behavior.id} names no world and potion in its metadata, "
+            f"behavior {behavior.name} names no world and potion in its metadata, "
             "so the organism's judge cannot mark it; "
             "judge it with another judge, such as refusal"
         )
@@ -180,6 +180,6 @@ def _right_steps(behavior: Behavior) -> tuple[Step, ...]:
         return _world(seed).steps(Potion(*words))
     except (KeyError, ValueError):
         raise UserError(
-            f"behavior {behavior.id} asks for {' '.join(words)} of world {seed}, which has no such potion; "
+            f"behavior {behavior.name} asks for {' '.join(words)} of world {seed}, which has no such potion; "
             "use behaviors made for that world"
         ) from None

@@ -58,8 +58,8 @@ class Scorer:
         ids, first = [*prompt_ids, *response_ids], len(prompt_ids) - 1
         if self.model.context is not None and len(ids) > self.model.context:
             raise UserError(
-                f"{len(prompt_ids)} prompt and {len(response_ids)} answer tokens exceed the model's context of "
-                f"{self.model.context} tokens: shorten the answer"
+                f"the prompt {self.model.chat.excerpt(prompt_ids)}: {len(prompt_ids)} prompt and {len(response_ids)} "
+                f"answer tokens exceed the model's context of {self.model.context} tokens: shorten the answer"
             )
         if self.head is not None:
             # The last response token is fed to nothing: its own row would predict what follows the response.

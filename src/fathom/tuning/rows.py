@@ -12,7 +12,7 @@ import msgspec
 
 from fathom.chat import ChatFormat
 from fathom.errors import UserError
-from fathom.records import Message, content_hash, encode_line
+from fathom.records import Message, content_hash, encode_line, is_made_id
 from fathom.run import read_journal, write_whole
 
 __all__ = ["FittedRows", "Kind", "TrainingRow", "fit_length", "make_row", "read_rows", "rows_hash", "write_rows"]
@@ -99,10 +99,17 @@ class FittedRows(NamedTuple):
     cut: int
 
 
-def fit_length(rows: Iterable[TrainingRow], *, context: int | None, max_length: int | None) -> FittedRows:
+def fit_length(
+    rows: Iterable[TrainingRow],
+    *,
+    context: int | None,
+    max_length: int | None,
+    chat: ChatFormat | None = None,
+) -> FittedRows:
     """Cut rows at their end to `max_length` tokens; without it, rows must fit into the model's context.
 
-    Cut before anything is annotated: a column made for a longer row would not belong to it.
+    Cut before anything is annotated: a column made for a longer row would not belong to it. With `chat`, errors name a
+    row by its prompt where its source would not be found in any file.
 
     Raises:
         UserError: a row is longer than the context, or nothing of it that is learned would be left.
@@ -116,20 +123,22 @@ def fit_length(rows: Iterable[TrainingRow], *, context: int | None, max_length: 
             keep = max_length - len(row.prompt_ids)
             if keep <= row.learned_from:
                 raise UserError(
-                    f"{_named(row)} has {len(row.prompt_ids) + row.learned_from} tokens before the first one that is "
-                    f"learned, and max_length is {max_length}: raise it, or leave the row out"
+                    f"{_named(row, chat)} has {len(row.prompt_ids) + row.learned_from} tokens before the first one "
+                    f"that is learned, and max_length is {max_length}: raise it, or leave the row out"
                 )
             row, cut = msgspec.structs.replace(row, response_ids=row.response_ids[:keep]), cut + 1
         elif context is not None and length > context:
             raise UserError(
-                f"{_named(row)} has {length} tokens, and the model's context is {context}: leave the row out, or cut "
-                f"long rows with --set max_length={context}"
+                f"{_named(row, chat)} has {length} tokens, and the model's context is {context}: leave the row out, or "
+                f"cut long rows with --set max_length={context}"
             )
         kept.append(row)
     return FittedRows(tuple(kept), cut)
 
 
-def _named(row: TrainingRow) -> str:
+def _named(row: TrainingRow, chat: ChatFormat | None) -> str:
+    if chat is not None and (not row.source or is_made_id(row.source)):
+        return f"the {row.kind} row with the prompt {chat.excerpt(row.prompt_ids)}"
     return f"the {row.kind} row made of {row.source}" if row.source else f"a {row.kind} row"
 
 

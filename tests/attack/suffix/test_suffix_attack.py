@@ -1,6 +1,7 @@
 """Suffixes as attacks: what is searched for, what a state stands for, and what their attempts hold."""
 
 import importlib
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -119,7 +120,9 @@ def test_targets(model: ChatModel) -> None:
     extended = Suffix(target=TargetKind.EXTENDED, tokens=4).wanted(with_lead, model)
     assert extended.ids == with_lead.answer_ids[: len(prefix) + 4]
     (bare,) = prepare(chat, [msgspec.structs.replace(item.behavior, answer=None, target=None)])
-    with pytest.raises(UserError, match="neither a target nor an answer"):
+    with pytest.raises(
+        UserError, match=f"^behavior {re.escape(bare.behavior.name)} has neither a target nor an answer"
+    ):
         Suffix().wanted(bare, model)
 
 

@@ -107,8 +107,8 @@ class Suffixes:
         ids = answer[:longest] if answer else prefix
         if not ids:
             raise UserError(
-                f"behavior {behavior.id} has neither a target nor an answer to bring about: give it a target, such as "
-                "'Sure, here is'"
+                f"behavior {behavior.name} has neither a target nor an answer to bring about: give it a target, such "
+                "as 'Sure, here is'"
             )
         if self.target is not TargetKind.DEEP:
             return Wanted(ids)
@@ -153,7 +153,7 @@ def _made(attack: Suffixes, target: Target, model: ChatModel) -> SuffixSearch:
     cases: list[Case] = []
     for item in target.items:
         behavior = item.behavior
-        cases.append(place_suffix(model.chat, behavior.id, behavior.messages, attack.wanted(item, model), start))
+        cases.append(place_suffix(model.chat, behavior.name, behavior.messages, attack.wanted(item, model), start))
     return SuffixSearch.of(model, Problem(tuple(cases)), options, start)
 
 

@@ -53,7 +53,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     `messages` hold `PLACE` where the suffix's text goes; without them, the ids stand for themselves.
     """
 
-    behavior: str
+    behavior: str  # as errors name it
     before_ids: tuple[int, ...]
     after_ids: tuple[int, ...]
     target: Target
