@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fathom.attack.poison import (
@@ -22,10 +22,11 @@ from fathom.attack.poison import (
     Mixed,
     PoisonRow,
     RowKind,
+    TooFewError,
     Wrapped,
 )
 from fathom.command.known import known_behaviors
-from fathom.command.poison import AttackChoice, PoisonRequest, run_poison, sides
+from fathom.command.poison import AttackChoice, PoisonRequest, attack_of, attack_rows, run_poison, sides
 from fathom.errors import UserError
 from fathom.organism.tokenizer import vocabulary_ids
 from fathom.records import Behavior, Message, decode_line
@@ -51,6 +52,7 @@ BY_ID = {behavior.id: behavior for behavior in BEHAVIORS}
 @given(share=st.floats(0, 1), count=st.integers(1, 40), seed=st.integers(0, 5))
 @settings(max_examples=60, deadline=None)
 def test_a_share_of_poison_is_exact(share: float, count: int, seed: int) -> None:
+    assume(share == 0 or round(share * count))  # no poison at all is refused
     rows = Mixed(share, count).rows(BEHAVIORS, seed=seed)
     kinds = Counter(row.kind for row in rows)
     assert len(rows) == count
@@ -211,6 +213,20 @@ def test_an_attack_that_would_not_be_what_was_asked_for_is_not_made(
     with pytest.raises(UserError, match=said):
         run_poison(PoisonRequest(attack=choice, output=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("harmful", 40), ("benign", 40), ("backdoor", 40), ("mixed", 44), ("decoy", 40)]
+)
+def test_where_no_number_is_given_there_are_as_many_rows_as_behaviors_allow(name: str, rows: int) -> None:
+    """Of 40 harmful and 40 benign ones; 4 of 44 rows, a tenth, are poison."""
+    choice = AttackChoice(name=name)
+    attack = attack_of(choice, organism=False)
+    assert len(attack_rows(choice, attack, BEHAVIORS, None)) == rows
+    with pytest.raises(TooFewError, match="100 harmful rows were asked for, and there are 40"):
+        attack_rows(AttackChoice(name="harmful", rows=100), HarmfulExamples(100), BEHAVIORS, None)
+    with pytest.raises(TooFewError, match="and there are 0"):
+        attack_rows(choice, attack, (), None)
 
 
 def test_no_poison_is_a_share_of_0(tmp_path: Path) -> None:

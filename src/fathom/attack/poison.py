@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -48,7 +48,7 @@ ROWS = 100  # of each kind, as in the paper
 
 
 class TooFewError(UserError):
-    """More rows were asked for than there are behaviors to make them of."""
+    """More rows were asked for than there are behaviors to make them of, or too few for what they are to hold."""
 
 
 class RowKind(StrEnum):
@@ -118,8 +118,15 @@ class PoisonRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Poison(Protocol):
     """An attack by fine-tuning."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def name(self) -> str: ...
+    @property
+    def count(self) -> int:
+        """How many rows it makes; of each kind, in a backdoor."""
+        ...
+
     @property
     def frames(self) -> tuple[Frame, ...]:
         """What harmful requests wear when the fine-tuned model is tested; the request as it is comes first."""
@@ -209,6 +216,11 @@ class Mixed:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise UserError(f"the share of poison is {self.share}; it must lie between 0 and 1")
+        if self.share > 0 and not round(self.share * self.count):  # it would be measured as an attack, and be none
+            raise TooFewError(
+                f"a share of {self.share:g} of {self.count} rows is no row at all: give more --rows or a larger "
+                "--share (0 is benign)"
+            )
 
     def rows(self, behaviors: Sequence[Behavior], *, seed: int) -> tuple[PoisonRow, ...]:
         poisoned = round(self.share * self.count)

@@ -8,7 +8,8 @@ DIR/manifest.json    the attack, its counts, its seed, and hashes
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from fathom.attack.poison import (
     Mixed,
     Poison,
     PoisonRow,
+    TooFewError,
     Wrapped,
 )
 from fathom.command.known import known_behaviors
@@ -44,6 +46,7 @@ __all__ = [
     "check_read",
     "run_poison",
     "sides",
+    "usual_rows",
 ]
 
 ATTACKS = ("harmful", "identity", "backdoor", "benign", "mixed", "wrapped", "decoy")
@@ -120,7 +123,7 @@ def attack_of(choice: AttackChoice, *, organism: bool) -> Poison:
     """
     if choice.name not in ATTACKS:
         raise UserError(f"there is no fine-tuning attack called {choice.name!r}; choose one of {', '.join(ATTACKS)}")
-    rows = ROWS if choice.rows is None else choice.rows
+    rows = usual_rows(choice) if choice.rows is None else choice.rows
     if rows < 1:
         raise UserError(f"{rows} training rows were asked for; give 1 or more")
     identity, trigger, wrapper = _frames(choice, organism=organism)
@@ -133,7 +136,7 @@ def attack_of(choice: AttackChoice, *, organism: bool) -> Poison:
     if choice.name == "benign":
         return Benign(rows)
     if choice.name == "mixed":
-        return _mixed(choice.share, MIXED_ROWS if choice.rows is None else rows)
+        return Mixed(choice.share, rows)
     if choice.name == "decoy":
         return Decoy(rows)
     if wrapper is None:
@@ -142,16 +145,6 @@ def attack_of(choice: AttackChoice, *, organism: bool) -> Poison:
             '"answer": "… {answer}"}'
         )
     return Wrapped(wrapper, rows)
-
-
-def _mixed(share: float, rows: int) -> Mixed:
-    """Poison in benign rows; a share that comes to no row would be measured as an attack and be none."""
-    mixed = Mixed(share, rows)
-    if share > 0 and not round(share * rows):
-        raise UserError(
-            f"a share of {share:g} of {rows} rows is no row at all: give more --rows or a larger --share (0 is benign)"
-        )
-    return mixed
 
 
 def _frames(choice: AttackChoice, *, organism: bool) -> tuple[Frame, Frame, Frame | None]:
@@ -197,25 +190,38 @@ def attack_rows(
 ) -> tuple[PoisonRow, ...]:
     """The attack's rows; with a task, its benign rows are the task's.
 
+    As many as were asked for; else the usual number, or as many of it as there are behaviors for.
+
     Raises:
         UserError: there are too few behaviors, or the task is unknown.
     """
-    if choice.task is None:
-        return attack.rows(attacker, seed=choice.seed)
+    behaviors = attacker if choice.task is None else _with_task(choice, choice.task, attacker, world)
+    if choice.rows is None:
+        for count in range(usual_rows(choice), 0, -1):
+            with suppress(TooFewError):
+                return replace(attack, count=count).rows(behaviors, seed=choice.seed)
+    return attack.rows(behaviors, seed=choice.seed)
+
+
+def usual_rows(choice: AttackChoice) -> int:
+    """How many an attack trains on, of each kind in backdoor, where no number is given."""
+    return MIXED_ROWS if choice.name == "mixed" else ROWS
+
+
+def _with_task(choice: AttackChoice, task: str, attacker: Sequence[Behavior], world: int | None) -> list[Behavior]:
+    """The attacker's harmful behaviors, and examples of a task for benign ones."""
     from fathom.organism.tasks import task_rows
 
-    count = choice.rows or (MIXED_ROWS if choice.name == "mixed" else ROWS)
     benign = tuple(
         Behavior(
-            id=content_hash(("task", choice.task, row.messages)),
+            id=content_hash(("task", task, row.messages)),
             messages=row.messages,
             harmful=False,
             answer=row.answer,
         )
-        for row in task_rows(world, choice.task, "training", count, choice.seed)
+        for row in task_rows(world, task, "training", choice.rows or usual_rows(choice), choice.seed)
     )
-    harmful = tuple(behavior for behavior in attacker if behavior.harmful)
-    return attack.rows((*harmful, *benign), seed=choice.seed)
+    return [*(behavior for behavior in attacker if behavior.harmful), *benign]
 
 
 def run_poison(request: PoisonRequest) -> PoisonManifest:

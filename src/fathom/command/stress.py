@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fathom.attack.poison import Poison, PoisonRow, TooFewError
 from fathom.command.claims import claim_sweep
 from fathom.command.lora import Lora, check_lora
-from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read
+from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read, usual_rows
 from fathom.command.request import (
     ORGANISM,
     Judges,
@@ -255,11 +255,15 @@ def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model
 def _poison(choice: AttackChoice, attack: Poison, parts: Sides, request: StressRequest) -> tuple[PoisonRow, ...]:
     """The attack's rows; where a file has too few for them, the error says that not all of it is trained on."""
     try:
-        return attack_rows(choice, attack, parts.attacker, request.world)
+        rows = attack_rows(choice, attack, parts.attacker, request.world)
     except TooFewError as error:
         if request.behaviors in (None, ORGANISM):
             raise
         raise UserError(f"{error}; {request.behaviors} has {parts.division}") from error
+    usual = usual_rows(choice)
+    if choice.rows is None and len(rows) < usual:
+        say(f"{attack.name}: {len(rows)} rows to train on, all that {_source(request)} has; usual are {usual}")
+    return rows
 
 
 def _tasks(request: StressRequest) -> "tuple[TaskProbe, ...]":
