@@ -25,6 +25,7 @@ BENCHMARKS = {
     "sweep": "prefill_sweep",
     "suffix": "suffix",
     "constrained": "constrained_step",
+    "adapters": "adapters",
     "decoding": "decoding",
 }
 
