@@ -110,6 +110,8 @@ def exhibits() -> Iterator[Exhibit]:
         yield _exhibit(f"task-{task}-{rate}-protected", ("natural",), **protected)
     adapters: Arguments = swept | {"lora": Lora(), "rates": "1e-3,3e-3"}
     yield _exhibit("harmful-lora", **adapters | {"objectives": f"sft,constrained,{OURS}"})
+    yield _exhibit("wrapped-lora", attacks="wrapped", objectives=f"sft,{OURS}", rates="3e-3", lora=Lora())
+    yield _exhibit("backdoor-lora", attacks="backdoor", objectives=f"sft,{OURS}", rates="3e-3", lora=Lora())
     yield _exhibit("backdoor-long", attacks="backdoor", objectives=f"sft,{OURS}", rates="1e-3", steps="100")
     yield _exhibit("identity-mild", attacks="identity", objectives=f"sft,{OURS}", rates="2e-4")
     yield _exhibit("mixed-mild", attacks="mixed", task="label", objectives=f"sft,{OURS}", rates="3e-4")
@@ -131,6 +133,7 @@ def measure(
                 continue
             name = f"organism:{stage}" if directory is None else str(directory / stage)
             path = output / str(world) / f"{exhibit.name}-{stage}"
+            guard = "sentinel-adapter" if "lora" in exhibit.arguments else "sentinel"
             print(f"--- world {world}: {exhibit.name}, {stage}", file=sys.stderr, flush=True)
             request = StressRequest(
                 model=ModelRequest(name=name, device="cpu"),
@@ -138,7 +141,7 @@ def measure(
                 world=world,
                 split=split,
                 tested=tested,
-                sentinel=output / str(world) / f"sentinel-{stage}.pt",  # one for all attacks on a model
+                sentinel=output / str(world) / f"{guard}-{stage}.pt",  # one for all attacks on a model
                 output=path,
                 **exhibit.arguments,
             )
