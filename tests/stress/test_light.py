@@ -16,9 +16,9 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.stress import light as light_module
-from fathom.stress.execute import fit_settings
 from fathom.stress.light import LightFit, Optimiser, order_of
 from fathom.stress.plan import Grid, Schedule, Track, sweep_steps
+from fathom.stress.trainers import fit_settings
 from fathom.tuning.adapter import Adapter, worn
 from fathom.tuning.batches import Batch, Example
 from fathom.tuning.objective import PlainNll, TokenObjective

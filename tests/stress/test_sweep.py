@@ -299,6 +299,7 @@ def test_a_model_is_useful_up_to_the_bound() -> None:
         ({"judge": "nobody"}, "no judge called 'nobody'"),
         ({"trainer": "fit", "overrides": ("nothing=1",)}, "no setting called nothing"),
         ({"behaviors": None}, "give --behaviors FILE"),
+        ({"behaviors": "missing.jsonl"}, "there is no file missing.jsonl"),
     ],
 )
 def test_what_makes_no_sweep_is_said_before_a_model_is_loaded(changes: dict[str, object], said: str) -> None:

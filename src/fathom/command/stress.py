@@ -1,11 +1,12 @@
 """`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.attack.poison import Poison, PoisonRow, TooFewError
 from fathom.command.claims import claim_sweep
+from fathom.command.learning import Learner
 from fathom.command.lora import Lora, check_lora
 from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read, usual_rows
 from fathom.command.request import (
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     from fathom.model import ChatModel
     from fathom.stress.execute import Sweep
     from fathom.stress.measure import TaskProbe
-    from fathom.stress.plan import Attack, Grid, Learnt
-    from fathom.stress.sentinel import Sentinel
-    from fathom.tuning.adapter import Adapter
+    from fathom.stress.plan import Attack, Grid
 
 __all__ = ["StressRequest", "Stressed", "check_stress", "make_sweep", "run_stress"]
 
@@ -115,44 +114,11 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
 
 def check_stress(request: StressRequest, judges: Judges) -> None:
     """Raises `UserError` for what is wrong with a request by itself, whatever its model is."""
-    from fathom.protect.objectives import parse_objective
-
     check_world(request.model, request.world)
     check_split(request.split)
-    if _source(request) != ORGANISM and request.task is None:
-        for option, given, usual in (("--world", request.world, None), ("--split", request.split, "test")):
-            if given != usual:
-                raise UserError(
-                    f"{option} {given} is of the organism's requests, and those of {_source(request)} have none; "
-                    "leave one of the two out"
-                )
-    if request.sweep not in ("warm-up", "full"):
-        raise UserError(f"--sweep is {request.sweep!r}; give warm-up or full")
-    if request.trainer not in ("light", "fit"):
-        raise UserError(f"--trainer is {request.trainer!r}; give light (in memory) or fit (TRL)")
-    if request.overrides and request.trainer == "light":
-        raise UserError("--set gives TRL's settings, and the light trainer has none; add --trainer fit")
-    if not 0 <= request.bound <= 1:
-        raise UserError(f"--utility-bound is {request.bound}; give a loss of score between 0 and 1")
-    if request.tested < 1:
-        raise UserError(f"--limit is {request.tested}; it must be at least 1")
-    if request.task_tested is not None and request.task_tested < 1:
-        raise UserError(f"--task-limit is {request.task_tested}; it must be at least 1")
-    if request.schedule not in ("constant", "linear"):
-        raise UserError(f"--schedule is {request.schedule!r}; give constant, or linear (the rate falls to 0)")
-    for name in _names(request.objectives, "--objective"):
-        if parse_objective(name).projection is not None:
-            raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
-    attacks = _names(request.attacks, "--attack")
-    for name in attacks:
-        attack_of(_choice(request, name), organism=_source(request) == ORGANISM)
-    check_read(_choice(request, attacks[0]), attacks, ("share", "wrapper"))  # a task is tested with under every attack
-    temperatures = numbers(request.temperatures, float, "--temperature")
-    if request.samples > 1 and not any(temperatures):
-        raise UserError(
-            f"--samples {request.samples} of greedy answers are all the same: give a --temperature above 0, or leave "
-            "it out"
-        )
+    _check_values(request)
+    _check_source(request)
+    _check_attacks(request)
     if request.judge is not None:
         named_judge(judges, request.judge)
     _grid(request)
@@ -161,6 +127,55 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
         from fathom.tuning.settings import read_settings
 
         read_settings(None, request.overrides)
+    if _source(request) != ORGANISM:
+        sides(_source(request), tested=request.tested)  # that it can be read, and divided
+
+
+def _check_values(request: StressRequest) -> None:
+    if request.sweep not in ("warm-up", "full"):
+        raise UserError(f"--sweep is {request.sweep!r}; give warm-up or full")
+    if request.trainer not in ("light", "fit"):
+        raise UserError(f"--trainer is {request.trainer!r}; give light (in memory) or fit (TRL)")
+    if request.overrides and request.trainer == "light":
+        raise UserError("--set gives TRL's settings, and the light trainer has none; add --trainer fit")
+    if not 0 <= request.bound <= 1:
+        raise UserError(f"--utility-bound is {request.bound}; give a loss of score between 0 and 1")
+    for option, given in (("--limit", request.tested), ("--task-limit", request.task_tested)):
+        if given is not None and given < 1:
+            raise UserError(f"{option} is {given}; it must be at least 1")
+    if request.schedule not in ("constant", "linear"):
+        raise UserError(f"--schedule is {request.schedule!r}; give constant, or linear (the rate falls to 0)")
+    temperatures = numbers(request.temperatures, float, "--temperature")
+    if request.samples > 1 and not any(temperatures):
+        raise UserError(
+            f"--samples {request.samples} of greedy answers are all the same: give a --temperature above 0, or leave "
+            "it out"
+        )
+
+
+def _check_source(request: StressRequest) -> None:
+    """Options of the organism's requests are not given beside a file."""
+    source = _source(request)
+    if source == ORGANISM or request.task is not None:
+        return
+    for option, given, usual in (("--world", request.world, None), ("--split", request.split, "test")):
+        if given != usual:
+            raise UserError(
+                f"{option} {given} is of the organism's requests, and those of {source} have none; "
+                "leave one of the two out"
+            )
+
+
+def _check_attacks(request: StressRequest) -> None:
+    from fathom.protect.objectives import parse_objective
+
+    for name in _names(request.objectives, "--objective"):
+        if parse_objective(name).projection is not None:
+            raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
+    attacks = _names(request.attacks, "--attack")
+    for name in attacks:
+        attack_of(_choice(request, name), organism=_source(request) == ORGANISM)
+    check_read(_choice(request, attacks[0]), attacks, ("share", "wrapper"))  # a task is tested with under every attack
 
 
 def _source(request: StressRequest) -> str:
@@ -192,7 +207,8 @@ def make_sweep(
     Raises:
         UserError: data, judge or settings cannot be used.
     """
-    from fathom.stress.execute import Fit, Light, Sweep
+    from fathom.stress.execute import Sweep
+    from fathom.stress.trainers import Fit, Light
 
     source = _source(request)
     organism = source == ORGANISM
@@ -205,7 +221,7 @@ def make_sweep(
     grid = _grid(request)
     tracks = tuple(grid.tracks([attack.name for attack in attacks], _names(request.objectives, "--objective")))
     adapter = None if request.lora is None else request.lora.adapter()
-    learn = _Learn(model, parts, reader, request.sentinel or path / "sentinel.pt", display, organism, adapter)
+    learn = Learner(model, parts, reader, request.sentinel or path / "sentinel.pt", display, organism, adapter)
     trainer = Light() if request.trainer == "light" else Fit(request.overrides)
     return Sweep(path, model, attacks, tracks, learn, trainer, request.bound, display)
 
@@ -284,71 +300,3 @@ def _tasks(request: StressRequest) -> "tuple[TaskProbe, ...]":
             score=partial(score, request.task),
         ),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Learn:
-    """Asks the start what an objective wants to know of an attack's rows, and keeps a sentinel."""
-
-    model: "ChatModel"
-    parts: Sides
-    reader: Judge
-    kept: Path
-    display: Display
-    organism: bool  # its behaviors are; their answers are of all kinds
-    adapter: "Adapter | None"  # what a sentinel is, instead of a copy of the model
-    _sentinel: "list[Sentinel]" = field(default_factory=list)
-
-    def __call__(self, attack: "Attack", objective: str) -> "Learnt":
-        from fathom.protect.objectives import parse_objective
-        from fathom.protect.prepare import Requests, prepare
-        from fathom.protect.weights import Anchor
-        from fathom.stress.plan import Learnt
-
-        chosen = parse_objective(objective)
-        wanted = Requests(
-            harmful=tuple(behavior.messages for behavior in self.parts.defender if behavior.harmful)[:128],
-            benign=tuple(behavior.messages for behavior in self.parts.defender if not behavior.harmful)[:128],
-        )
-        sentinel = self._guard() if chosen.answers is not None else None
-        prepared = prepare(
-            chosen,
-            self.model,
-            attack.rows,
-            attack.prompts,
-            self.reader,
-            wanted,
-            sentinel=sentinel,
-            display=self.display,
-        )
-        if chosen.gate is not None or chosen.answers is not None:
-            say(f"{attack.name}, {objective}: {prepared.gated} of {len(attack.rows)} rows held")
-        proximal = chosen.proximal
-        return Learnt(
-            prepared.rows,
-            prepared.per_token,
-            None if proximal is None else lambda: Anchor(proximal),
-            gated=prepared.gated,
-            calm=prepared.calm,
-        )
-
-    def _guard(self) -> "Sentinel":
-        if not self._sentinel:
-            from fathom.protect.sentinel import Told
-            from fathom.stress.sentinel import train_sentinel, with_own
-
-            harmful, benign = (
-                [
-                    Told(behavior.messages, behavior.answer, behavior.refusal)
-                    for behavior in self.parts.defender
-                    if behavior.answer is not None and behavior.harmful is kind
-                ]
-                for kind in (True, False)
-            )
-            if not self.organism:
-                benign = with_own(self.model, self.reader, benign, display=self.display)
-            found = train_sentinel(
-                self.model, harmful, benign, adapter=self.adapter, kept=self.kept, display=self.display
-            )
-            self._sentinel.append(found)
-        return self._sentinel[0]

@@ -8,14 +8,11 @@
 A checkpoint's answers are on disk before its counts are, so a line in checkpoints.jsonl is never measured again.
 """
 
-import copy
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 import torch
@@ -24,19 +21,13 @@ from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
 from fathom.run import Journal, RunLock, read_journal, write_whole
-from fathom.stress.apart import load_trained, trained_weights
-from fathom.stress.light import LightState, columns_of, order_of
+from fathom.stress.light import columns_of
 from fathom.stress.measure import Probe
 from fathom.stress.plan import Attack, Learnt, Track
+from fathom.stress.trainers import Light, Stop, Trainer
 from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore, start_cell
-from fathom.tuning.adapter import worn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from fathom.tuning.settings import Settings
-
-__all__ = ["CheckpointRecord", "Fit", "Light", "Stop", "Sweep", "Trainer", "encode_stress", "is_useful"]
+__all__ = ["CheckpointRecord", "Sweep", "encode_stress", "is_useful"]
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -53,139 +44,6 @@ class Learn(Protocol):
     """Makes what an objective trains on; called once for each pair, when it is first needed."""
 
     def __call__(self, attack: Attack, objective: str, /) -> Learnt: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Stop:
-    """A model after so many steps, in evaluation mode. It is trained on once it has been looked at."""
-
-    step: int
-    loss: float | None  # the objective's, where the trainer knows it by then
-    model: ChatModel
-
-
-class Trainer(Protocol):
-    """Trains a copy of the start along a track, and shows it at each step that is still to be measured."""
-
-    def __call__(
-        self,
-        start: ChatModel,
-        learnt: Learnt,
-        track: Track,
-        scratch: Path,
-        pending: frozenset[int],
-        visit: Callable[[Stop], None],
-        /,
-    ) -> None: ...
-
-
-@contextmanager
-def _trained(start: ChatModel, track: Track) -> "Iterator[tuple[ChatModel, PreTrainedModel | None]]":
-    """What a track trains: a copy of the start, or the start itself with an adapter on, which comes off afterwards.
-
-    With it the model that wears the adapter, where there is one.
-    """
-    if track.adapter is None:
-        yield replace(start, model=copy.deepcopy(start.model)), None
-        return
-    with worn(start.model, track.adapter, track.seed) as wearing:
-        yield start, wearing
-
-
-@dataclass(frozen=True, eq=False)
-class Light:
-    """`LightFit`, with the state kept at every step that is measured."""
-
-    def __call__(
-        self,
-        start: ChatModel,
-        learnt: Learnt,
-        track: Track,
-        scratch: Path,
-        pending: frozenset[int],
-        visit: Callable[[Stop], None],
-    ) -> None:
-        order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), track.seed)
-        kept = scratch / "state.pt"
-        done, state = 0, None
-        with _trained(start, track) as (model, _):
-            fit = learnt.training(model.model, track.optimiser)
-            if kept.exists():
-                found = torch.load(kept, map_location=model.device, weights_only=True)
-                load_trained(model.model, found["model"])
-                done, state = int(found["step"]), found["optimiser"]
-                if done in pending:
-                    visit(Stop(done, float(found["loss"]), model))
-            for after in fit.run(order, done=done, state=state):
-                if after.step in pending:
-                    _save(kept, model.model, after)
-                    visit(Stop(after.step, after.loss, model))
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """`tuning.fit`, with its own checkpoints: for models of any size, with all that TRL offers.
-
-    The order of rows is TRL's own. `overrides` are TRL's settings as `name=value`.
-    """
-
-    overrides: tuple[str, ...] = ()
-
-    def __call__(
-        self,
-        start: ChatModel,
-        learnt: Learnt,
-        track: Track,
-        scratch: Path,
-        pending: frozenset[int],
-        visit: Callable[[Stop], None],
-    ) -> None:
-        from fathom.tuning.fit import fit
-        from fathom.tuning.watching import Watch
-
-        with _trained(start, track) as (model, wearing):
-            fit(
-                model,
-                learnt.rows,
-                learnt.per_token,
-                fit_settings(track, max(pending), self.overrides),
-                output=scratch,
-                calm=learnt.calm,
-                wearing=wearing,
-                watch=Watch(pending, lambda step, _: visit(Stop(step, None, model))),
-                before_step=None if learnt.before_step is None else learnt.before_step(),
-            )
-
-
-def fit_settings(track: Track, steps: int, overrides: Sequence[str] = ()) -> "Settings":
-    """TRL's settings of a track: those that `Light` follows, and then `overrides`, such as a batch in smaller parts."""
-    from fathom.tuning.settings import read_settings
-
-    optimiser = track.optimiser
-    ours = (
-        f"learning_rate={optimiser.rate}",
-        f"warmup_steps={optimiser.warmup}",
-        f"lr_scheduler_type={'constant_with_warmup' if optimiser.until is None else 'linear'}",
-        f"adam_beta1={optimiser.beta1}",
-        f"adam_beta2={optimiser.beta2}",
-        f"max_grad_norm={optimiser.clip}",
-        f"max_steps={steps}",
-        f"seed={track.seed}",
-        f"per_device_train_batch_size={optimiser.batch}",
-        "gradient_accumulation_steps=1",
-    )
-    return read_settings(None, (*ours, *overrides))
-
-
-def _save(path: Path, model: "PreTrainedModel", after: LightState) -> None:
-    """What is trained, and the optimiser; wholly or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    weights = trained_weights(model)
-    torch.save({"model": weights, "step": after.step, "loss": after.loss, "optimiser": after.optimiser}, beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 @dataclass(frozen=True, eq=False)
