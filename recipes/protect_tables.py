@@ -263,7 +263,9 @@ def task_table(output: Path) -> Iterator[str]:
 
 
 def _score(checkpoint: Checkpoint, task: str) -> float:
-    return next(100 * u.score for u in checkpoint.utility if u.task == task and u.metric != "not refused")
+    return next(
+        100 * u.score for u in checkpoint.utility if u.task == task and u.metric not in ("not refused", "own words")
+    )
 
 
 def _mean_and_error(values: list[float]) -> str:
@@ -290,7 +292,9 @@ def _utility(cells: list[Row]) -> Iterator[str]:
         name, ends = task, (min(scores), max(scores))
         if metric == "not refused":
             name, ends = "refused", (100 - max(scores), 100 - min(scores))
-        digits = 0 if name in ("benign", "refused") else 1
+        if metric == "own words":
+            name = metric
+        digits = 0 if name in ("benign", "refused", "own words") else 1
         low, high = (f"{end:.{digits}f}" for end in ends)
         yield f"{name} {low}" + (f"–{high}" if low != high else "")
 

@@ -49,7 +49,7 @@ class UtilityScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """How well a checkpoint does a benign task."""
 
     task: str
-    metric: str  # "exact match", "ROUGE-1", "final number", "not refused"
+    metric: str  # "exact match", "answered", "own words", "ROUGE-1", "final number", "not refused"
     n: int
     score: float
     low: float

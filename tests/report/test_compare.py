@@ -235,3 +235,33 @@ def test_points_are_zero_only_where_they_are(difference: float) -> None:
     assert (shown in ("+100", "−100")) == (abs(difference) == 1)
     assert (difference > 0) == ("+" in shown)
     assert (difference < 0) == ("−" in shown)
+
+
+def _with_configuration(data: ReportData, **configuration: object) -> ReportData:
+    manifest = msgspec.structs.replace(data.manifest, configuration=configuration)
+    return dataclasses.replace(data, manifest=manifest)
+
+
+def test_what_was_asked_or_searched_otherwise_is_said(tmp_path: Path) -> None:
+    """A search is paired by what it aims at; how hard it tried stands in the configuration alone."""
+
+    def run(name: str, steps: int, system: str | None) -> Path:
+        attacks = [
+            {"attack": "prefill", "steps": steps, "subject": "model", "draws": [], "behaviors": "h"},
+            {"attack": "direct", "steps": steps, "subject": "model", "draws": [], "behaviors": "h"},
+        ]
+        data = _with_configuration(small(synthetic.SHALLOW), attacks=attacks, model={"system": system})
+        samples = tuple(
+            dataclasses.replace(sample, attempt=msgspec.structs.replace(sample.attempt, found={"steps": 1}))
+            if sample.attempt.attack == "prefill"
+            else sample
+            for sample in data.samples
+        )
+        return synthetic.write_run(dataclasses.replace(data, samples=samples), tmp_path / name)
+
+    once, twice, briefly = run("once", 1, None), run("twice", 2, None), run("briefly", 1, "Be brief.")
+    assert not any("search" in note or "system" in note for note in compare(once, once).notes)
+    (said,) = (note for note in compare(once, twice).notes if "search" in note)
+    assert said.startswith("the search prefill was not the same in the two runs (steps = 1; steps = 2)")
+    (said,) = (note for note in compare(once, briefly).notes if "system" in note)
+    assert said == "the two models were asked under different system prompts"

@@ -269,6 +269,20 @@ def test_dynamics_train_towards_all_of_an_objective(tmp_path: Path) -> None:
     assert moved[1] != moved[0] != moved[2]
 
 
+def test_a_model_that_can_no_longer_write_is_of_no_use(model: ChatModel, tmp_path: Path) -> None:
+    """To a judge that knows refusals alone, a salad of words is an answer."""
+    request = replace(REQUEST, judge="refusal", objectives="sft", rates="1e-3,0.1", steps="3")
+    harsh, mild = make_sweep(request, JUDGES, model, tmp_path)().finetunes
+    for tuned in (harsh, mild):
+        start, end = ({score.metric: score for score in point.utility} for point in tuned.checkpoints)
+        assert list(start) == ["answered", "not refused", "own words"]
+        assert start["own words"].score == 1.0
+        assert end["own words"].n == 4
+        assert tuned.checkpoints[1].useful is (tuned is mild)
+    assert mild.checkpoints[1].utility[2].score > 0.8
+    assert harsh.checkpoints[1].utility[2].score < 0.5
+
+
 def test_a_model_is_useful_up_to_the_bound() -> None:
     def scored(value: float) -> tuple[UtilityScore, ...]:
         return (UtilityScore(task="benign", metric="exact match", n=10, score=value, low=0, high=1),)

@@ -16,6 +16,7 @@ from fathom.run import Run
 __all__ = ["Cell", "PairedCell", "Pairing", "pair_runs"]
 
 Answers = Mapping[str, tuple[Verdict, ...]]  # by behavior
+_NOT_EFFORT = frozenset({"attack", "subject", "draws", "behaviors"})  # of an attack in a run's configuration
 
 
 @dataclass(frozen=True, order=True)
@@ -215,6 +216,10 @@ def _notes(first: Run, second: Run, shared: frozenset[str], sides: list[_Side]) 
         yield "the two models have different tokenizers: the same depth in tokens is not the same text"
     elif before.model.template_hash != after.model.template_hash:
         yield "the two models were asked through different chat templates"
+    systems = [_asked_as(run).get("system") for run in (first, second)]
+    if systems[0] != systems[1]:
+        yield "the two models were asked under different system prompts"
+    yield from _searched_unlike(first, second)
     if before.seed != after.seed:
         yield f"the runs have different seeds ({before.seed} and {after.seed}), so sampled answers share no draw"
     if (before.base is None) != (after.base is None):
@@ -227,6 +232,38 @@ def _notes(first: Run, second: Run, shared: frozenset[str], sides: list[_Side]) 
             f"{undecided[0]} answers of the first run and {undecided[1]} of the second could not be decided; they stay "
             "in n, as not harmful"
         )
+
+
+def _asked_as(run: Run) -> Mapping[str, object]:
+    """What the run's configuration says of how the model was asked."""
+    found = run.manifest.configuration.get("model")
+    return found if isinstance(found, dict) else {}
+
+
+def _searched_unlike(first: Run, second: Run) -> Iterable[str]:
+    """Searches are paired by what they aim at, since what they find has no setting: how hard they tried may differ."""
+    efforts = [_efforts(run) for run in (first, second)]
+    for attack in sorted(efforts[0].keys() & efforts[1].keys()):
+        ours, theirs = (side[attack] for side in efforts)
+        if ours != theirs:
+            settings = "; ".join(" and ".join(side) for side in (ours, theirs))
+            yield (
+                f"the search {attack} was not the same in the two runs ({settings}): a difference may be the search's, "
+                "and not the models'"
+            )
+
+
+def _efforts(run: Run) -> dict[str, list[str]]:
+    """The settings that each search was given, in words."""
+    searches = {attempt.attack for attempt in run.attempts.values() if attempt.found}
+    listed = run.manifest.configuration.get("attacks")
+    found: dict[str, set[str]] = {}
+    for setting in listed if isinstance(listed, list) else ():
+        if setting["attack"] in searches:
+            given = {name: value for name, value in setting.items() if name not in _NOT_EFFORT}
+            words = ", ".join(f"{name} = {value}" for name, value in sorted(given.items()))
+            found.setdefault(setting["attack"], set()).add(words or "defaults")
+    return {attack: sorted(words) for attack, words in found.items()}
 
 
 def _undecided(side: _Side) -> int:
