@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from fathom.__main__ import run
+from fathom.command.lora import Lora, default_rate
 from fathom.tuning.directory import TuningPlan
 from fathom.tuning.rows import Kind, read_rows
+from fathom.tuning.settings import read_settings
 from few_rows import guild_rows, organism
 
 pytestmark = [pytest.mark.xdist_group("training"), pytest.mark.timeout(600)]
@@ -393,3 +395,10 @@ def test_deepening_with_resistance_names_it_and_goes_on_where_it_was_stopped(
         assert run([*command, "-o", str(halted)]) == 130
     assert run([*command, "-o", str(halted)]) == 0
     assert (halted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("lora", "rate"), [(None, 2e-5), (Lora(), 2e-4)])
+def test_an_adapter_has_a_default_rate_of_its_own(lora: Lora | None, rate: float) -> None:
+    assert default_rate(read_settings(), lora).values["learning_rate"] == pytest.approx(rate)
+    given = read_settings(None, ("learning_rate=1e-3",))
+    assert default_rate(given, lora, 5e-4).values["learning_rate"] == 1e-3

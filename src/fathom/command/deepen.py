@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.finetune import finish_card
-from fathom.command.lora import check_lora
+from fathom.command.lora import check_lora, default_rate
 from fathom.command.request import Judges, check_world, choice, display_for
 from fathom.command.sources import LOOSE, ORGANISM_NEW_TOKENS, Sources, anchor_rows, load_sources, loosened_anchor
 from fathom.command.training import (
@@ -87,8 +87,8 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     settings = settings.with_defaults(
         num_train_epochs=RESISTANT_EPOCHS if request.resist else EPOCHS, adam_beta1=0.9, warmup_steps=0
     )
-    if training.model.is_organism or request.world is not None:
-        settings = settings.with_defaults(learning_rate=ORGANISM_RATE)
+    built_in = training.model.is_organism or request.world is not None
+    settings = default_rate(settings, training.lora, ORGANISM_RATE if built_in else None)
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
     resistance = _resistance(request, settings)
     with training_ranks(training.model.device) as ranks:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.command.known import file_hash, known_behaviors
-from fathom.command.lora import check_lora
+from fathom.command.lora import check_lora, default_rate
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
 from fathom.command.training import (
     Training,
@@ -79,8 +79,7 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
-    if training.model.is_organism:
-        settings = settings.with_defaults(learning_rate=ORGANISM_RATE)
+    settings = default_rate(settings, training.lora, ORGANISM_RATE if training.model.is_organism else None)
     settings = settings.with_batch()
     with training_ranks(training.model.device) as ranks:
         directory = _run(request, objective, judge, examples, settings, ranks)

@@ -8,8 +8,11 @@ from fathom.errors import UserError
 if TYPE_CHECKING:
     from fathom.model import ChatModel
     from fathom.tuning.adapter import Adapter
+    from fathom.tuning.settings import Settings
 
-__all__ = ["Lora", "check_lora"]
+__all__ = ["LORA_RATE", "Lora", "check_lora", "default_rate"]
+
+LORA_RATE = 10  # times the rate of all weights; source: LoRA Without Regret (Schulman et al., 2025)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,13 @@ class Lora:
         else:
             targets = tuple(name.strip() for name in self.targets.split(",") if name.strip())
         return Adapter(self.rank, self.alpha or 2 * self.rank, self.dropout, targets)
+
+
+def default_rate(settings: "Settings", lora: Lora | None, rate: float | None = None) -> "Settings":
+    """`rate`, or the settings' own, as the default learning rate; an adapter's is `LORA_RATE` times that."""
+    usual = settings.values["learning_rate"] if rate is None else rate
+    assert isinstance(usual, int | float)
+    return settings.with_defaults(learning_rate=usual * (1 if lora is None else LORA_RATE))
 
 
 def check_lora(lora: Lora | None, model: "ChatModel") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fathom.attack.poison import Poison, PoisonRow, TooFewError
 from fathom.command.claims import claim_sweep
 from fathom.command.learning import Learner
-from fathom.command.lora import Lora, check_lora
+from fathom.command.lora import LORA_RATE, Lora, check_lora
 from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read, usual_rows
 from fathom.command.request import (
     ORGANISM,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["StressRequest", "Stressed", "check_stress", "make_sweep", "run_stress"]
 
 ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
-LORA = 10  # times the rate of all weights
 ORGANISM_BATCH, BATCH = 16, 64
 ORGANISM_NEW_TOKENS, NEW_TOKENS = 140, 512
 STEPS = 60
@@ -230,7 +229,7 @@ def _grid(request: StressRequest) -> "Grid":
     from fathom.stress.plan import Grid, Schedule, sweep_steps
 
     built_in = _source(request) == ORGANISM
-    rate = (ORGANISM_RATE if built_in else RATE) * (1 if request.lora is None else LORA)
+    rate = (ORGANISM_RATE if built_in else RATE) * (1 if request.lora is None else LORA_RATE)
     full = request.sweep == "full"
     usual = (rate / 3, rate, rate * 3) if full else (rate,)
     most = STEPS if built_in else PAPER_STEPS
