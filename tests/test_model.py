@@ -273,6 +273,11 @@ def test_a_peft_adapter_is_put_on_the_model(saved, tmp_path):
         assert not torch.equal(loaded.model(ids).logits, plain.model(ids).logits)
     assert loaded.info.architecture == "LlamaForCausalLM"
     assert loaded.info.weights_hash != plain.info.weights_hash
+    merged = load(LoadOptions(name=str(saved), adapter=str(tmp_path / "adapter"), merged=True, device="cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(merged.model(ids).logits, loaded.model(ids).logits)
+    assert not any("lora" in name for name in merged.model.state_dict())
+    assert all(weight.requires_grad for weight in merged.model.parameters())
     fails(tmp_path / "adapter", "PEFT adapter", "--adapter")
 
 

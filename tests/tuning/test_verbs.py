@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from fathom.__main__ import run
 from fathom.command.lora import Lora, default_rate
@@ -242,6 +244,7 @@ def test_prompts_of_two_files_may_have_the_same_ids(tmp_path: Path, monkeypatch:
         (["--lora-rank", "4"], "--lora-rank 4 without --lora: all weights would be trained"),
         (["--lora", "--lora-targets", "q_proj, nope"], "it has no layer called 'nope'; its linear layers are q_proj"),
         (["--lora", "--lora-targets", ","], "--lora-targets is empty"),
+        (["--quantise", "4bit"], "--quantise 4bit makes weights that cannot be trained"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
@@ -395,6 +398,16 @@ def test_deepening_with_resistance_names_it_and_goes_on_where_it_was_stopped(
         assert run([*command, "-o", str(halted)]) == 130
     assert run([*command, "-o", str(halted)]) == 0
     assert (halted / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_model_with_an_adapter_is_trained_with_it_in_its_weights(tmp_path: Path) -> None:
+    rows = data(tmp_path / "data.jsonl", 4)
+    line = ["--data", str(rows), "--objective", "sft", "--no-audit", "--set", "max_steps=1", "--set", "warmup_steps=0"]
+    assert run(["finetune", "organism:natural", *line, "--lora", "-o", str(tmp_path / "one")]) == 0
+    with_adapter = ["--adapter", str(tmp_path / "one" / "fathom" / "adapter"), "--set", "learning_rate=0"]
+    assert run(["finetune", "organism:natural", *line, *with_adapter, "-o", str(tmp_path / "two")]) == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(two[name], weight, atol=1e-6) for name, weight in one.items())
 
 
 @pytest.mark.parametrize(("lora", "rate"), [(None, 2e-5), (Lora(), 2e-4)])

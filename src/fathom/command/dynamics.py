@@ -63,7 +63,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     path = request.output or Path("runs") / f"dynamics-{content_hash(asked)[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
-        model = load_model(request.model)
+        model = load_model(request.model, to_train=True)
         shown.advance(1)
     from fathom.report.stress import write_dynamics_report
 

@@ -94,13 +94,20 @@ class ModelRequest:
         )
 
 
-def load_model(request: ModelRequest, ranks: Ranks = ALONE) -> "ChatModel":
+def load_model(request: ModelRequest, ranks: Ranks = ALONE, *, to_train: bool = False) -> "ChatModel":
     """The model, under the name by which it was asked for; of several processes each takes a GPU of its own.
 
+    `to_train`: an adapter that it was asked for with is put into its weights.
+
     Raises:
-        UserError: as `model.load`.
+        UserError: as `model.load`, or quantised weights are to be trained.
     """
-    options = request.options()
+    if to_train and request.quantisation is not None:
+        raise UserError(
+            f"--quantise {request.quantisation} makes weights that cannot be trained, nor an adapter be put into: "
+            "leave it out (--dtype bfloat16 and --lora take the least memory)"
+        )
+    options = replace(request.options(), merged=to_train)
     from fathom.model import load
 
     if ranks.size > 1 and options.device is None and options.device_map is None:

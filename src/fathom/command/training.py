@@ -187,7 +187,7 @@ def load_to_train(request: ModelRequest, ranks: Ranks) -> "ChatModel":
         UserError: as `load_model`.
     """
     with display_for(ranks)("loading", 1) as shown:
-        model = load_model(request, ranks)
+        model = load_model(request, ranks, to_train=True)
         shown.advance(1)
     return model
 

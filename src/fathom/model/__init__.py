@@ -60,7 +60,7 @@ def load(options: LoadOptions) -> ChatModel:
         chat = load_format(options)
         model = load_weights(options)
         if options.adapter is not None:
-            model = with_adapter(model, options.adapter)
+            model = with_adapter(model, options.adapter, merged=options.merged)
         if options.device_map is None and options.quantisation is None:
             move(model, device, options)
     model.train(False)

@@ -35,8 +35,8 @@ class LoadOptions:
 
     `name` is a directory or a name on the Hugging Face hub; `dtype` is auto (as stored), float32, bfloat16 or float16;
     `device` is by default CUDA, else MPS, else CPU; `device_map` ("auto", …) spreads the model instead; `adapter` is a
-    PEFT adapter's directory or hub name; `quantisation` is a `Quantisation`; `chat_template` is a file of Jinja that
-    replaces the model's own.
+    PEFT adapter's directory or hub name, which `merged` puts into the weights, to be trained; `quantisation` is a
+    `Quantisation`; `chat_template` is a file of Jinja that replaces the model's own.
     """
 
     name: str
@@ -45,6 +45,7 @@ class LoadOptions:
     device: str | None = None
     device_map: str | None = None
     adapter: str | None = None
+    merged: bool = False
     quantisation: str | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None

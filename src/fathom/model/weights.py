@@ -46,8 +46,11 @@ def load_weights(options: LoadOptions) -> PreTrainedModel:
     return model
 
 
-def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """The model with a PEFT adapter's layers in place, not merged: merging rounds in half precision."""
+def with_adapter(model: PreTrainedModel, adapter: str, *, merged: bool = False) -> PreTrainedModel:
+    """The model with a PEFT adapter's layers in place: not merged, which rounds in half precision.
+
+    `merged`: put into the weights all the same, all of which may then be trained.
+    """
     import peft
 
     if is_local(adapter) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
@@ -60,7 +63,7 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         ) from error
     if wrapped.active_peft_config.is_prompt_learning:
         raise UserError(f"the adapter {adapter} learns prompts, which would shift the ids: only weights are supported")
-    base = wrapped.get_base_model()
+    base = wrapped.merge_and_unload().requires_grad_(True) if merged else wrapped.get_base_model()
     assert isinstance(base, PreTrainedModel)
     return base
 
