@@ -14,6 +14,7 @@ from fathom.audit.verdicts import judge_run
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion, Counted, Exchange, Finish, Judgement, Label
 from fathom.run import Run
+from fathom.tally import wilson
 
 
 class Fake:
@@ -100,6 +101,19 @@ def test_counts_are_those_of_the_verdicts(tmp_path: Path) -> None:
     assert (direct.control.n, direct.control.helped) == (2, 2)
     assert audit.depth.half_depth.reached
     assert audit.depth.half_depth.tokens == 0
+
+
+def test_several_answers_to_a_benign_request_cling_together(tmp_path: Path) -> None:
+    """Every draw of one request ends alike: few independent requests, however many draws."""
+    options = AuditOptions(max_new_tokens=50, depths=(0,), temperatures=(1.0,), samples=6)
+    made = plan(options, harmful=2, benign=4)
+    run = written(tmp_path / "run", made, ["harm"] * 12 + ["no"] * 12)
+    judge_run(run, Fake())
+    (row,) = summarise(run, "organism").benign.rows
+    assert (row.n, row.helped, row.refused) == (24, 12, 12)
+    for low, high in ((row.helped_low, row.helped_high), (row.refused_low, row.refused_high)):
+        assert low < wilson(12, 24).low - 0.05
+        assert high > wilson(12, 24).high + 0.05
 
 
 def test_a_model_that_never_harms_is_not_reached_by_the_deepest(tmp_path: Path) -> None:
