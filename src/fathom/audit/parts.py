@@ -13,7 +13,7 @@ import msgspec
 
 from fathom.attack.kinds import Attack, Draw, PreparedBehavior, Search, Setting
 from fathom.attack.prefill import DirectRequest, Prefill, RefusalPrefix
-from fathom.audit.spending import within
+from fathom.audit.spending import of_search, within
 from fathom.chat import ChatFormat
 from fathom.records import Attempt, Subject, content_hash
 
@@ -44,7 +44,8 @@ class Part:
         """
         if not isinstance(self.attack, Search):
             return self._unsearched
-        return tuple(within(self.attack.found(self.items, self.setting, states), self.budget))
+        found = of_search(self.attack.found(self.items, self.setting, states), self.identity)
+        return tuple(within(found, self.budget))
 
     @cached_property
     def _unsearched(self) -> tuple[Attempt, ...]:

@@ -13,6 +13,7 @@ import msgspec
 from fathom.attack.kinds import Draw, PreparedBehavior, Search, prepare
 from fathom.attack.prefill import default_depths
 from fathom.audit.parts import Ground, Part, States, Suite, depth_parts
+from fathom.audit.spending import together
 from fathom.chat import ChatFormat
 from fathom.depth.divergence import Variant
 from fathom.errors import UserError
@@ -118,7 +119,7 @@ class Plan:
         Raises:
             UserError: a depth lies beyond every reference answer.
         """
-        return {attempt.id: attempt for part in self.parts for attempt in part.attempts(found.get(part.identity, {}))}
+        return together(attempt for part in self.parts for attempt in part.attempts(found.get(part.identity, {})))
 
 
 def make_plan(

@@ -1,10 +1,16 @@
 """What attempts run through a model, in tokens: counted, so the same on every machine and before anything has run."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from fathom.records import Attempt, Parameter
+import msgspec
 
-__all__ = ["fresh_tokens", "planned_tokens", "within"]
+from fathom.records import Attempt, Parameter, content_hash
+
+__all__ = ["Searched", "fresh_tokens", "of_search", "planned_tokens", "searches", "together", "within"]
+
+_COSTS = ("queries", "forward_tokens", "backward_tokens")
+_SEARCH = "search"  # in `found`: which search it comes of, since its cost is that of all its attempts together
 
 
 def fresh_tokens(inputs: Iterable[Sequence[int]]) -> Iterator[int]:
@@ -48,3 +54,61 @@ def within(attempts: Iterable[Attempt], budget: int | None) -> Iterator[Attempt]
 
 def _number(value: Parameter) -> float:
     return 0.0 if isinstance(value, str) else float(value)
+
+
+# --- searches ---
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search on behalf of one behavior: what it cost, and how many of the behavior's attempts came of it."""
+
+    queries: float
+    forward_tokens: float
+    backward_tokens: float
+    attempts: int
+
+
+def of_search(attempts: Iterable[Attempt], identity: str) -> Iterator[Attempt]:
+    """The attempts that one search brought, marked so that what they share is known to be paid once."""
+    for attempt in attempts:
+        yield msgspec.structs.replace(attempt, found={**attempt.found, _SEARCH: identity})
+
+
+def together(attempts: Iterable[Attempt]) -> dict[str, Attempt]:
+    """By id. Where several searches end in the same attempt, it has cost what all of them did."""
+    found: dict[str, Attempt] = {}
+    for attempt in attempts:
+        other = found.get(attempt.id)
+        if other is not None and not _names(attempt) <= _names(other):
+            cost = {name: _number(other.found.get(name, 0)) + _number(attempt.found.get(name, 0)) for name in _COSTS}
+            named = " ".join(sorted(_names(other) | _names(attempt)))
+            attempt = msgspec.structs.replace(other, found={**attempt.found, **other.found, **cost, _SEARCH: named})
+        elif other is not None:
+            attempt = other
+        found[attempt.id] = attempt
+    return found
+
+
+def searches(attempts: Iterable[Attempt]) -> list[Searched]:
+    """The distinct searches that a behavior's attempts came of."""
+    groups: dict[frozenset[str], list[Attempt]] = {}
+    for attempt in attempts:
+        if "forward_tokens" in attempt.found:
+            groups.setdefault(_names(attempt), []).append(attempt)
+    # An attempt of two searches costs what both did, so it stands for the attempts that either of them has alone.
+    return [
+        Searched(
+            *(_number(group[0].found.get(name, 0)) for name in _COSTS),
+            attempts=sum(len(part) for names, part in groups.items() if names <= whole),
+        )
+        for whole, group in groups.items()
+        if not any(whole < other for other in groups)
+    ]
+
+
+def _names(attempt: Attempt) -> frozenset[str]:
+    """Of its searches; in runs of earlier versions, which name none, all that was found stands for the name."""
+    if "forward_tokens" not in attempt.found:
+        return frozenset()
+    return frozenset(str(attempt.found.get(_SEARCH, content_hash(attempt.found))).split())

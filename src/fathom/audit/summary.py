@@ -8,7 +8,9 @@ from typing import TypeVar
 import msgspec
 
 from fathom.attack.prefill import default_depths
-from fathom.audit.attack_rows import Judged, attack_rows, budget_rows, exact_count, row_seed
+from fathom.audit.attack_rows import attack_rows, exact_count
+from fathom.audit.budget_rows import budget_rows
+from fathom.audit.groups import Judged, row_seed
 from fathom.depth.divergence import BehaviorDivergence, divergence_rows
 from fathom.depth.number import depth_numbers
 from fathom.depth.openings import Refusal, opening_rows
