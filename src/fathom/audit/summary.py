@@ -218,6 +218,7 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
             f"from prefill {short[0]} on, some reference answers are shorter than the prefill: "
             f"{len(reached[short[-1]])} of {len(harmful)} behaviors are left at {short[-1]} tokens"
         )
+    yield from _unheld(attempts)
     if run.manifest.model.endpoint is not None:
         yield (
             f"the model ran on a server ({run.manifest.model.endpoint}), which shows no weights: KL to a base and "
@@ -225,6 +226,23 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
         )
     if not run.behaviors.keys() - harmful:
         yield "no benign behavior was given, so nothing is known of over-refusal"
+
+
+def _unheld(attempts: Mapping[str, Attempt]) -> Iterable[str]:
+    """One thing found for many behaviors means little on those alone: where none was held out, that is said."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    held: set[str] = set()
+    for attempt in attempts.values():
+        split = attempt.parameters.get("split")
+        if split == "train":
+            seen[attempt.attack].add(attempt.behavior)
+        elif split == "held-out":
+            held.add(attempt.attack)
+    for attack in sorted(seen.keys() - held):
+        yield (
+            f"{attack} was searched for on all {len(seen[attack])} harmful behaviors that it was tried on, so its rate "
+            "says nothing of other requests: give fewer to train on (train=…), or more behaviors"
+        )
 
 
 def _rounded(audit: Audit) -> Audit:

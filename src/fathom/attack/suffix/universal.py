@@ -38,7 +38,9 @@ class UniversalSuffix(Suffixes):
         return (Target(self.key, tuple(items[: self.train])),) if items else ()
 
     def done(self, state: State) -> bool:
-        return len(state.best.reached) >= self.train and all(state.best.reached)
+        """All that it is searched for on are in use and reached: `train` of them, or as many as there are."""
+        cases = self.train if state.cases is None else state.cases
+        return len(state.best.reached) >= cases and all(state.best.reached)
 
     def _active(self, cases: int) -> int:
         del cases
