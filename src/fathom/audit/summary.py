@@ -10,6 +10,7 @@ import msgspec
 from fathom.attack.prefill import default_depths
 from fathom.audit.attack_rows import attack_rows, exact_count
 from fathom.audit.budget_rows import budget_rows
+from fathom.audit.budgets import budget_notes
 from fathom.audit.groups import Judged, row_seed
 from fathom.depth.divergence import BehaviorDivergence, divergence_rows
 from fathom.depth.number import depth_numbers
@@ -218,6 +219,7 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
             f"from prefill {short[0]} on, some reference answers are shorter than the prefill: "
             f"{len(reached[short[-1]])} of {len(harmful)} behaviors are left at {short[-1]} tokens"
         )
+    yield from budget_notes(run)
     yield from _unheld(attempts)
     if run.manifest.model.endpoint is not None:
         yield (
