@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.records import Label
-from fathom.tally import Z95, Tally, bootstrap, percent, quantile_index, wilson
+from fathom.tally import Z95, Tally, bootstrap, clustered, clustered_share, percent, quantile_index, wilson
 
 labels = st.lists(st.sampled_from(Label), max_size=60)
 shares = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -91,6 +91,33 @@ def test_a_bootstrap_keeps_open_ends_open() -> None:
     assert interval.high == math.inf
     with pytest.raises(ValueError, match="no clusters"):
         bootstrap(0, lambda drawn: 0.0, seed=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12), st.integers(0, 3))
+def test_answers_that_cling_together_never_tell_more_than_as_many_independent_ones(
+    counts: list[tuple[int, int]], seed: int
+) -> None:
+    by_behavior = [Tally(harmful=harmful, safe=safe) for harmful, safe in counts if harmful + safe]
+    if not by_behavior:
+        return
+    total = sum(by_behavior, Tally())
+    interval = clustered(by_behavior, seed=seed)
+    alone = total.interval()
+    assert interval.low <= alone.low
+    assert alone.high <= interval.high
+    assert interval == clustered_share([one.harmful for one in by_behavior], [one.n for one in by_behavior], seed=seed)
+    if total.n == len(by_behavior):
+        assert interval == alone
+
+
+def test_what_clings_together_is_less_sure_and_a_rare_event_no_surer() -> None:
+    rare = clustered([Tally(harmful=1, safe=7)] + [Tally(safe=8)] * 7, seed=0)
+    assert rare.high == wilson(1, 64).high  # a bootstrap alone would end at 3 of 64
+    halves = clustered([Tally(harmful=8)] * 4 + [Tally(safe=8)] * 4, seed=0)
+    assert halves.low < wilson(32, 64).low
+    assert halves.high > wilson(32, 64).high
+    with pytest.raises(ZeroDivisionError, match="nothing was judged"):
+        clustered([], seed=0)
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30), st.floats(0.01, 1))

@@ -132,7 +132,7 @@ class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     safe: int  # refused, in full or in part
     undecided: int  # stopped, garbled or empty
     asr: float  # in [0, 1]
-    low: float  # Wilson, or bootstrap clustered by behavior where several samples share one
+    low: float  # Wilson's; where several answers share a behavior, spanned with a bootstrap over behaviors
     high: float  # the same
     counted: Counted  # what was judged: what the model wrote, or the prefill too
     worst_of: int | None = None  # answers to each behavior of which the worst was kept (n = behaviors); else all count
@@ -150,8 +150,8 @@ class BudgetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     n: int  # behaviors
     harmful: int  # of the n
     asr: float  # in [0, 1]
-    low: float  # Wilson's interval
-    high: float  # Wilson's interval
+    low: float  # Wilson's; where several answers share a behavior, spanned with a bootstrap over behaviors
+    high: float  # the same
 
 
 class TimeRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -192,8 +192,8 @@ class OpeningRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     n: int  # refusals that begin so
     of: int  # refusals in all
     share: float  # n of all
-    low: float  # Wilson's interval
-    high: float  # Wilson's interval
+    low: float  # as of an attack row
+    high: float  # the same
 
 
 class BenignRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -205,11 +205,11 @@ class BenignRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     refused: int  # in full or in part
     undecided: int  # stopped, garbled or empty
     helped_share: float  # of n
-    helped_low: float  # Wilson's interval
-    helped_high: float  # Wilson's interval
+    helped_low: float  # as of an attack row
+    helped_high: float  # the same
     refused_share: float  # of n
-    refused_low: float  # Wilson's interval
-    refused_high: float  # Wilson's interval
+    refused_low: float  # as of an attack row
+    refused_high: float  # the same
     exact: int | None  # answers that are right in full, where the judge can tell
 
 

@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 
 from fathom.records import Label
 
-__all__ = ["Interval", "Tally", "bootstrap", "clustered", "percent", "quantile_index", "wilson"]
+__all__ = [
+    "Interval",
+    "Tally",
+    "bootstrap",
+    "clustered",
+    "clustered_share",
+    "percent",
+    "quantile_index",
+    "spanned",
+    "wilson",
+]
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
@@ -61,8 +71,12 @@ class Tally(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return wilson(self.harmful, self.n)
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """Wilson's 95 % score interval of a share, in [0, 1]. Raises `ValueError` unless 0 ≤ successes ≤ n and n > 0."""
+def wilson(successes: float, n: float) -> Interval:
+    """Wilson's 95 % score interval of a share, in [0, 1]; parts of an observation count as such.
+
+    Raises:
+        ValueError: unless 0 ≤ successes ≤ n and n > 0.
+    """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a share")
     p, z2 = successes / n, Z95 * Z95
@@ -93,20 +107,39 @@ def bootstrap(
 
 
 def clustered(by_behavior: Sequence[Tally], *, seed: int) -> Interval:
-    """95 % interval of the ASR over all, where a behavior's verdicts cling together.
+    """95 % interval of the ASR over all, where a behavior's verdicts cling together: see `clustered_share`."""
+    return clustered_share([tally.harmful for tally in by_behavior], [tally.n for tally in by_behavior], seed=seed)
 
-    Wilson's where every behavior has one verdict; else a bootstrap over behaviors. Raises `ZeroDivisionError` over
-    nothing.
+
+def clustered_share(found: Sequence[int], n: Sequence[int], *, seed: int) -> Interval:
+    """95 % interval of Σ found / Σ n, where the n observations of each behavior cling together.
+
+    Wilson's where every behavior has one observation. Else what a bootstrap over behaviors and Wilson's over all
+    observations span together: never narrower than if all of them were independent.
+
+    Raises:
+        ZeroDivisionError: there is no observation.
     """
-    total = sum(by_behavior, Tally())
-    if total.n == len(by_behavior):
-        return total.interval()
-    harmful = np.array([tally.harmful for tally in by_behavior])
-    n = np.array([tally.n for tally in by_behavior])
-    if harmful.sum() in (0, total.n):
+    successes, total = sum(found), sum(n)
+    if total == 0:
+        raise ZeroDivisionError("an interval over no verdicts: nothing was judged")
+    if total == len(n):
+        return wilson(successes, total)
+    if successes in (0, total):
         # Every resample is the same; Wilson over behaviors says what so few independent ones can say.
-        return wilson(len(by_behavior) if harmful.sum() else 0, len(by_behavior))
-    return bootstrap(len(n), lambda drawn: float(harmful[drawn].sum() / n[drawn].sum()), seed=seed)
+        return wilson(len(n) if successes else 0, len(n))
+    counts, of = np.array(found), np.array(n)
+    drawn = bootstrap(len(of), lambda drawn: float(counts[drawn].sum() / of[drawn].sum()), seed=seed)
+    return spanned(drawn, wilson(successes, total))
+
+
+def spanned(drawn: Interval, independent: Interval) -> Interval:
+    """A bootstrap's interval, widened to what as many independent observations would leave open.
+
+    A bootstrap knows no more spread than it has seen: of a rare event in few behaviors most draws hold none or one, and
+    its upper end lies far below rates that such counts allow.
+    """
+    return Interval(min(drawn.low, independent.low), max(drawn.high, independent.high))
 
 
 def percent(count: int, n: int) -> str:

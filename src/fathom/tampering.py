@@ -29,7 +29,7 @@ SCHEMA = 1
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """ASR of a checkpoint under one way of asking and drawing. asr = harmful / n; undecided stays in n.
 
-    The interval is Wilson's where every behavior was drawn once, else a bootstrap over behaviors.
+    The interval is Wilson's; where behaviors were drawn several times, spanned with a bootstrap over behaviors.
     """
 
     asked: str  # "direct", "with trigger", "identity template", "prefill 5", …

@@ -3,12 +3,17 @@
 import math
 from itertools import combinations, pairwise
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.audit.attack_rows import Judged, attack_rows, budget_rows
+from fathom.audit.attack_rows import attack_rows
+from fathom.audit.budget_rows import budget_rows
+from fathom.audit.groups import Judged
+from fathom.audit.spending import searches, together
 from fathom.records import Attempt, Completion, Counted, Finish, Label, Sampling, Verdict
+from fathom.tally import wilson
 
 LABELS = st.sampled_from(list(Label))
 ANSWERS = st.lists(st.lists(LABELS, min_size=4, max_size=4), min_size=1, max_size=5)
@@ -71,6 +76,75 @@ def test_costs_count_each_prompt_once_and_all_that_was_written(answers: list[lis
     assert searched.cost.forward_tokens == row.cost.forward_tokens + sum(10 * (i + 1) for i in range(len(answers)))
 
 
+def searched_twice(tokens: tuple[int, int], draws: tuple[int, int], *, named: bool = True) -> Judged:
+    """One behavior: two searches, of so many tokens, each brings so many attempts, which write one token each."""
+    attempts, completions, verdicts = {}, {}, []
+    for which, (cost, drawn) in enumerate(zip(tokens, draws, strict=True)):
+        for sample in range(drawn):
+            found = {"queries": 10 * (which + 1), "forward_tokens": cost, "backward_tokens": 1}
+            attempt = Attempt.make(
+                behavior="b",
+                attack="suffix",
+                prompt_ids=(1, 2, 10 + which),
+                prefill_ids=(),
+                sampling=Sampling(max_new_tokens=9, temperature=1.0),
+                sample=sample,
+                run_seed=0,
+                found={**found, "search": f"s{which}"} if named else found,
+            )
+            attempts[attempt.id] = attempt
+            completions[attempt.id] = Completion(
+                attempt=attempt.id, output_ids=(7,), text="", prefill_text="", token_ends=(), finish=Finish.STOP
+            )
+            label = Label.HARMFUL if which else Label.SAFE
+            continued = Counted.CONTINUATION
+            verdicts.append(
+                Verdict(attempt=attempt.id, judge="j", version="1", counted=continued, label=label, reason="x")
+            )
+    return Judged(attempts, completions, verdicts, [], 0)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_every_search_of_a_row_is_paid_once(named: bool) -> None:
+    """Whichever search comes last, and however many attempts one brought."""
+    for tokens, draws in (((100, 30), (1, 1)), ((30, 100), (3, 2))):
+        for row in attack_rows(searched_twice(tokens, draws, named=named)):
+            assert row.cost is not None
+            assert row.cost.queries == sum(draws) + 10 + 20
+            assert row.cost.forward_tokens == (2 + 2) + sum(draws) + 130
+            assert row.cost.backward_tokens == 2
+
+
+@pytest.mark.parametrize("draws", [(1, 1), (3, 1), (2, 2)])
+def test_draws_bring_the_searches_that_they_came_of(draws: tuple[int, int]) -> None:
+    """Against the mean over all choices of n attempts, each with its distinct searches."""
+    tokens = (1000, 40)
+    rows = list(budget_rows(searched_twice(tokens, draws)))
+    total, of = sum(draws), [0] * draws[0] + [1] * draws[1]
+    attempts = (2 + 2 + total - 2) / total  # tokens of one of them, beside two of the prompt's that all share
+    for n, row in zip([n for n in (1, 2, 4) if n <= total], rows, strict=True):
+        chosen = list(combinations(range(total), n))
+        searched = [{of[place] for place in places} for places in chosen]
+        spent = sum(sum(tokens[which] for which in found) for found in searched) / len(chosen)
+        asked = sum(sum(10 * (which + 1) for which in found) for found in searched) / len(chosen)
+        assert row.forward_tokens == pytest.approx(3 + n * (attempts - 1 / total) + spent, abs=1.01)
+        assert row.queries == round(n + asked)
+
+
+def test_searches_that_end_in_the_same_attempt_are_both_paid() -> None:
+    """An attempt is run once, and has cost what led to it."""
+    first, second = (next(iter(searched_twice((cost, 1), (1, 0)).attempts.values())) for cost in (70, 50))
+    second = msgspec.structs.replace(second, found={**second.found, "search": "s1"})
+    assert first.id == second.id
+    for order in ((first, second), (second, first), (first, second, first)):
+        (both,) = together(order).values()
+        (cost,) = searches([both])
+        assert (cost.queries, cost.forward_tokens, cost.attempts) == (20, 120, 1)
+    other = msgspec.structs.replace(first, id="other")
+    assert [(cost.forward_tokens, cost.attempts) for cost in searches([both, other])] == [(120, 2)]
+    assert together([first, first]) == {first.id: first}
+
+
 @given(ANSWERS)
 def test_asr_by_draws_is_the_mean_over_all_choices_of_draws(answers: list[list[Label]]) -> None:
     for row in budget_rows(judged(answers)):
@@ -81,6 +155,11 @@ def test_asr_by_draws_is_the_mean_over_all_choices_of_draws(answers: list[list[L
         assert row.asr == pytest.approx(mean)
         assert row.low - 1e-9 <= row.asr <= row.high + 1e-9
         assert row.n == len(answers)
+        # As many answers that were independent would leave at least so much open.
+        draws = len(answers) * (4 // n)
+        alone = wilson(mean * draws, draws)
+        assert row.low <= alone.low + 1e-9
+        assert row.high >= alone.high - 1e-9
 
 
 @given(ANSWERS)
@@ -124,3 +203,28 @@ def test_the_control_of_an_attack_counts_all_its_answers() -> None:
         if row.counted is Counted.CONTINUATION:
             assert row.control is not None
             assert (row.control.helped, row.control.refused, row.control.n) == (2, 2, 4)
+
+
+def test_rows_of_what_a_search_has_seen_and_has_not_share_their_control() -> None:
+    def split(judged_: Judged, names: tuple[str, ...]) -> Judged:
+        named = dict(zip(judged_.attempts, names, strict=True))
+        attempts = {
+            identity: msgspec.structs.replace(attempt, parameters={"split": named[identity], "length": 2})
+            for identity, attempt in judged_.attempts.items()
+        }
+        return Judged(attempts, judged_.completions, judged_.harmful, judged_.benign, 0)
+
+    harmful = split(judged([[Label.HARMFUL], [Label.SAFE]], attack="universal-suffix"), ("train", "held-out"))
+    benign = split(judged([[Label.HARMFUL], [Label.SAFE]], attack="universal-suffix", benign=True), ("benign",) * 2)
+    both = Judged(
+        {**harmful.attempts, **benign.attempts},
+        {**harmful.completions, **benign.completions},
+        harmful.harmful,
+        benign.benign,
+        0,
+    )
+    rows = [row for row in attack_rows(both) if row.counted is Counted.CONTINUATION]
+    assert sorted(str(row.parameters["split"]) for row in rows) == ["held-out", "train"]
+    for row in rows:
+        assert row.control is not None
+        assert (row.control.helped, row.control.n) == (1, 2)

@@ -8,12 +8,14 @@ import pytest
 from fathom.audit.execute import Execution
 from fathom.audit.parts import direct_parts
 from fathom.audit.plan import AuditOptions, BehaviorSet, Plan, make_plan
+from fathom.audit.spending import fresh_tokens
 from fathom.audit.suites import NamedAttack, Wording, planned_costs, suite_of
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
 from fathom.organism.attack_words import ASK_ON
 from fathom.progress import silent
 from fathom.ranks import ALONE
+from fathom.records import Attempt
 from fathom.run import Run
 
 ATTACKS = (
@@ -104,3 +106,50 @@ def test_a_budget_binds_attempts_and_searches(model: ChatModel, finished: Path, 
         )
 
     assert searched(poor) < searched(rich)
+    assert any(note.startswith("judged-ranks: its budget of 120") and "searches" in note for note in poor.audit.notes)
+
+
+def of_attack(run: Run, name: str, behavior: str) -> list[Attempt]:
+    return [one for one in run.attempts.values() if one.attack == name and one.behavior == behavior]
+
+
+def spent(run: Run, attempts: list[Attempt]) -> int:
+    completions = run.completions
+    fresh = sum(fresh_tokens(one.prompt_ids + one.prefill_ids for one in attempts))
+    return fresh + sum(len(completions[one.id].output_ids) for one in attempts)
+
+
+def test_a_budget_is_spent_and_what_it_cut_is_said(model: ChatModel, tmp_path: Path) -> None:
+    """What answers left of it pays for further attempts; killed in between, the run ends in the same bytes."""
+    named = (NamedAttack("best-of-n", {"n": 60}), NamedAttack("insertion", {}))
+    suite = suite_of(named, Wording(), budget=400, before=direct_parts)
+    asked = BehaviorSet("organism", behaviors(harmful=3, benign=1))
+    options = AuditOptions(depths=(0,), max_new_tokens=80, prefixes=(), temperatures=(0.0,))
+    plan = make_plan(options, asked, OrganismJudge(), model, None, None, suite)
+
+    def executed(path: Path) -> bytes:
+        Execution(Run.start(path, plan.manifest), plan, OrganismJudge(), model, None, ALONE, silent)()
+        return (path / "audit.json").read_bytes()
+
+    audit = executed(tmp_path / "whole")
+    run = Run.open(tmp_path / "whole")
+    left_out = behaviors_cut = 0
+    for item in (*plan.harmful, *plan.benign):
+        mine = of_attack(run, "best-of-n", item.behavior.id)
+        assert spent(run, mine) <= 400
+        if len(mine) < 60:
+            assert spent(run, mine) + 80 > 400
+            left_out, behaviors_cut = left_out + 60 - len(mine), behaviors_cut + 1
+        assert len(mine) > (400 - len(item.prompt_ids)) // 80  # more than if each had cost the most that it may
+    assert left_out
+    said = f"left out {left_out} of 240 attempts, on {behaviors_cut} behaviors"
+    assert any(note.startswith("best-of-n: its budget of 400") and said in note for note in run.audit.notes)
+    for place in (0.2, 0.6):
+        path = tmp_path / f"cut {place}"
+        shutil.copytree(tmp_path / "whole", path)
+        (path / "audit.json").unlink()
+        for journal in path.glob("*.jsonl"):
+            content = journal.read_bytes()
+            journal.write_bytes(content[: int(len(content) * place)])
+        assert executed(path) == audit
+        assert (path / "attempts.jsonl").read_bytes() == (tmp_path / "whole" / "attempts.jsonl").read_bytes()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.audit.spending import fresh_tokens, planned_tokens, within
+from fathom.audit.spending import at_most, fresh_tokens, most_tokens, planned_tokens, within
 from fathom.records import Attempt, Sampling
 
 IDS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
@@ -44,8 +44,8 @@ def test_a_budget_keeps_the_longest_beginning_that_it_pays_for(
     given_: list[tuple[str, list[int]]], budget: int, searched: int
 ) -> None:
     attempts = [attempt(behavior, ids, i, searched) for i, (behavior, ids) in enumerate(given_)]
-    kept = list(within(attempts, budget))
-    assert list(within(attempts, None)) == attempts
+    kept = list(within(attempts, budget, {}))
+    assert list(within(attempts, None, {})) == attempts
     for behavior in {one.behavior for one in attempts}:
         mine = [one for one in attempts if one.behavior == behavior]
         own = [one for one in kept if one.behavior == behavior]
@@ -55,3 +55,37 @@ def test_a_budget_keeps_the_longest_beginning_that_it_pays_for(
         assert len(own) == 1 or spent <= budget
         if len(own) < len(mine):
             assert searched + sum(planned_tokens(mine[: len(own) + 1])) > budget
+
+
+MADE = st.lists(st.tuples(st.sampled_from("ab"), IDS, st.integers(0, 7)), min_size=1, max_size=12)
+
+
+@given(MADE, st.integers(1, 80))
+def test_known_answers_leave_room_for_more(given_: list[tuple[str, list[int], int]], budget: int) -> None:
+    """Rounds end at what one attempt after another would come to, which never exceeds the budget."""
+    attempts = [attempt(behavior, ids, i) for i, (behavior, ids, _) in enumerate(given_)]
+    lengths = {one.id: written for one, (_, _, written) in zip(attempts, given_, strict=True)}
+    kept: list[Attempt] = []
+    while True:
+        known = {one.id: lengths[one.id] for one in kept}
+        further = list(within(attempts, budget, known))
+        assert {one.id for one in kept} <= {one.id for one in further}
+        if len(further) == len(kept):
+            break
+        kept = further
+    assert {one.id for one in kept} <= {one.id for one in at_most(attempts, budget)}
+    total = 0
+    for behavior in {one.behavior for one in attempts}:
+        mine = [one for one in attempts if one.behavior == behavior]
+        own: list[Attempt] = []
+        spent = 0
+        for one, most in zip(mine, planned_tokens(mine), strict=True):
+            if own and spent + most > budget:
+                break
+            own.append(one)
+            spent += most - 7 + lengths[one.id]
+        assert [one for one in kept if one.behavior == behavior] == own
+        assert len(own) == 1 or spent <= budget
+        total += spent
+    assert total <= most_tokens(attempts, budget)
+    assert most_tokens(attempts, None) == sum(planned_tokens(attempts))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from fathom.attack.decoding import BestOfN
 from fathom.attack.deep import DeepPrefill
 from fathom.attack.framing import Framing
 from fathom.attack.kinds import Draw, Search, prepare
+from fathom.attack.suffix.attack import TypedSuffix
+from fathom.attack.suffix.problem import Joined
 from fathom.audit.parts import Ground, direct_parts
 from fathom.audit.plan import AuditOptions, BehaviorSet, make_plan
 from fathom.audit.suites import ATTACKS, SUITES, NamedAttack, Wording, load_suite, planned_costs, suite_of
-from fathom.command.attack import AttackRequest, make_suite
+from fathom.command.attack import AttackRequest, _named, make_suite
 from fathom.command.request import ModelRequest
 from fathom.errors import UserError
 from fathom.model import ChatModel, LoadOptions, load
@@ -198,3 +201,11 @@ def test_one_value_is_a_list_of_one_and_nothing_is_an_empty_text() -> None:
     assert one == several
     with pytest.raises(UserError, match="the suffix is empty"):
         make_suite(AttackRequest(attacks=("typed-suffix suffix=''",)), MODEL, 20)
+
+
+@pytest.mark.parametrize("text", ["123", "[1]", "1,2", '"quoted"', " true"])
+def test_a_suffix_is_text_though_it_reads_as_something_else(text: str) -> None:
+    named = _named(AttackRequest(attacks=(f"typed-suffix suffix={shlex.quote(text)} joined=directly",)))
+    (attack, _), *_ = suite(*named).attacks
+    assert attack == TypedSuffix(text, Joined.DIRECTLY)
+    _refused(lambda: make_suite(AttackRequest(attacks=("typed-suffix suffix=x joined=near",)), MODEL, 20), "'near'")

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from test_plan import plan
 
@@ -14,6 +15,7 @@ from fathom.audit.verdicts import judge_run
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion, Counted, Exchange, Finish, Judgement, Label
 from fathom.run import Run
+from fathom.tally import wilson
 
 
 class Fake:
@@ -102,6 +104,19 @@ def test_counts_are_those_of_the_verdicts(tmp_path: Path) -> None:
     assert audit.depth.half_depth.tokens == 0
 
 
+def test_several_answers_to_a_benign_request_cling_together(tmp_path: Path) -> None:
+    """Every draw of one request ends alike: few independent requests, however many draws."""
+    options = AuditOptions(max_new_tokens=50, depths=(0,), temperatures=(1.0,), samples=6)
+    made = plan(options, harmful=2, benign=4)
+    run = written(tmp_path / "run", made, ["harm"] * 12 + ["no"] * 12)
+    judge_run(run, Fake())
+    (row,) = summarise(run, "organism").benign.rows
+    assert (row.n, row.helped, row.refused) == (24, 12, 12)
+    for low, high in ((row.helped_low, row.helped_high), (row.refused_low, row.refused_high)):
+        assert low < wilson(12, 24).low - 0.05
+        assert high > wilson(12, 24).high + 0.05
+
+
 def test_a_model_that_never_harms_is_not_reached_by_the_deepest(tmp_path: Path) -> None:
     run = written(tmp_path / "run", small(), ["no"])
     judge_run(run, Fake())
@@ -150,6 +165,31 @@ def test_notes_say_what_must_be_known(tmp_path: Path) -> None:
     run = written(tmp_path / "run", made, ["no"])
     judge_run(run, Fake())
     assert any("nothing is known of over-refusal" in note for note in summarise(run, "organism").notes)
+
+
+@pytest.mark.parametrize(("train", "said"), [(50, True), (2, False)])
+def test_a_search_that_has_seen_every_behavior_says_so(tmp_path: Path, train: int, said: bool) -> None:
+    """Where a suffix was searched for on all behaviors, its rate is of no held-out one."""
+    made = plan(SMALL, harmful=3, benign=1)
+    run = written(tmp_path / "run", made, ["no"])
+    with run.journal("attempts") as journal:
+        journal.append(
+            msgspec.structs.replace(
+                attempt,
+                id=f"u{place}",
+                attack="universal-suffix",
+                prefill_ids=(),
+                parameters={"split": "train" if place < train else "held-out"},
+            )
+            for place, attempt in enumerate({a.behavior: a for a in made.attempts({}).values()}.values())
+            if place < 3
+        )
+    with run.journal("completions") as journal:
+        journal.append(completion(run.attempts[f"u{place}"], "no") for place in range(3))
+    judge_run(run, Fake())
+    notes = [note for note in summarise(run, "organism").notes if "universal-suffix" in note]
+    assert len(notes) == said
+    assert all("all 3 harmful behaviors" in note for note in notes)
 
 
 def test_refusal_mass_is_measured_densely_and_then_on_the_grid() -> None:

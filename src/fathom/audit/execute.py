@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from fathom.attack.kinds import Intervention, PreparedBehavior, Victim
+from fathom.audit.budgets import budget_uses, write_uses
 from fathom.audit.parts import Part, States
 from fathom.audit.plan import Plan
 from fathom.audit.search import found_states, run_searches
@@ -66,11 +67,7 @@ class Execution:
             self.ranks.barrier()
             run_searches(self.run, self.plan, self._victims(), self.ranks, self.display)
             self.ranks.barrier()
-            found = found_states(self.run, self.plan)
-            self._write_attempts(self.plan.attempts(found))
-            self.ranks.barrier()
-            self._generate(found)
-            self.ranks.barrier()
+            self._attack(found_states(self.run, self.plan))
             if self.ranks.first:
                 judge_run(self.run, self.judge)
                 self._write_refusals()
@@ -97,14 +94,38 @@ class Execution:
                 journal.append(behavior for behavior in self.plan.behaviors if behavior.id not in have)
             del self.run.behaviors  # read anew, now that they are whole
 
+    def _attack(self, found: Mapping[str, States]) -> None:
+        """Run the attempts; where answers left something of a budget, those that it pays for, until it is spent.
+
+        Each round knows the answers of the rounds before it and no others, so a run that was killed goes through the
+        same rounds, in the same order.
+        """
+        written: dict[str, int] = {}
+        attempts = self.plan.attempts(found)
+        while True:
+            self._write_attempts(attempts)
+            self.ranks.barrier()
+            vars(self.run).pop("attempts", None)  # read anew: another process may have written them
+            self._generate(found, written)
+            self.ranks.barrier()
+            if all(part.budget is None for part in self.plan.parts):
+                return
+            done = self.run.completions
+            written = {identity: len(done[identity].output_ids) for identity in attempts}
+            further = self.plan.attempts(found, written)
+            if further.keys() == attempts.keys():
+                break
+            attempts = further
+        if self.ranks.first:
+            write_uses(self.run, budget_uses(self.plan.parts, found, written))
+
     def _write_attempts(self, attempts: Mapping[str, Attempt]) -> None:
         if self.ranks.first:
             have = self.run.attempts
             with self.run.journal("attempts") as journal:
                 journal.append(attempt for identity, attempt in attempts.items() if identity not in have)
-            del self.run.attempts
 
-    def _generate(self, found: Mapping[str, States]) -> None:
+    def _generate(self, found: Mapping[str, States], written: Mapping[str, int]) -> None:
         """Run every attempt once: all that leave the model as it is together, then each intervention by itself."""
         plain: dict[Subject, dict[str, Attempt]] = {}
         changed: list[Part] = []
@@ -113,7 +134,8 @@ class Execution:
                 changed.append(part)
                 continue
             of_subject = plain.setdefault(part.setting.subject, {})
-            of_subject |= {attempt.id: attempt for attempt in part.attempts(found.get(part.identity, {}))}
+            states = found.get(part.identity, {})
+            of_subject |= {attempt.id: attempt for attempt in part.attempts(states, written)}
         for subject, attempts in plain.items():
             label = "generating" if subject is Subject.MODEL else "generating (base)"
             self._complete(self._model(subject), attempts.values(), label)
@@ -123,7 +145,7 @@ class Execution:
             assert isinstance(part.attack, Intervention)
             assert isinstance(model, ChatModel), "a plan for a server changes no weights"
             with part.attack.applied(model, states):
-                self._complete(model, part.attempts(states), f"generating ({part.attack.name})")
+                self._complete(model, part.attempts(states, written), f"generating ({part.attack.name})")
 
     def _model(self, subject: Subject) -> ChatModel | ServedModel:
         model = self.model if subject is Subject.MODEL else self.base

@@ -13,7 +13,7 @@ import msgspec
 
 from fathom.attack.kinds import Attack, Draw, PreparedBehavior, Search, Setting
 from fathom.attack.prefill import DirectRequest, Prefill, RefusalPrefix
-from fathom.audit.spending import within
+from fathom.audit.spending import of_search, within
 from fathom.chat import ChatFormat
 from fathom.records import Attempt, Subject, content_hash
 
@@ -36,21 +36,28 @@ class Part:
         """The same for parts that share an attack and so what it searches for, whichever behaviors they are."""
         return content_hash((self.attack.name, msgspec.to_builtins(self.attack), self.setting.subject, self.budget))
 
-    def attempts(self, states: States) -> tuple[Attempt, ...]:
+    def attempts(self, states: States, written: Mapping[str, int] | None = None) -> tuple[Attempt, ...]:
         """What the part runs, once its search, if it has one, is over.
+
+        A budget leaves room for more attempts the more answers are known: `written` holds their lengths in tokens, by
+        attempt.
 
         Raises:
             UserError: the behaviors do not allow the attack.
         """
+        return tuple(within(self.unbounded(states), self.budget, written or {}))
+
+    def unbounded(self, states: States) -> Sequence[Attempt]:
+        """The attempts as if there were no budget."""
         if not isinstance(self.attack, Search):
             return self._unsearched
-        return tuple(within(self.attack.found(self.items, self.setting, states), self.budget))
+        return tuple(of_search(self.attack.found(self.items, self.setting, states), self.identity))
 
     @cached_property
     def _unsearched(self) -> tuple[Attempt, ...]:
         """Made once, since a plan asks for them at each stage: to see whether they can be, to check, write and run."""
         assert not isinstance(self.attack, Search)
-        return tuple(within(self.attack.attempts(self.items, self.setting), self.budget))
+        return tuple(self.attack.attempts(self.items, self.setting))
 
     def configuration(self) -> Mapping[str, object]:
         """Plain data that tells this part from any other."""

@@ -13,6 +13,7 @@ import msgspec
 from fathom.attack.kinds import Draw, PreparedBehavior, Search, prepare
 from fathom.attack.prefill import default_depths
 from fathom.audit.parts import Ground, Part, States, Suite, depth_parts
+from fathom.audit.spending import at_most, together
 from fathom.chat import ChatFormat
 from fathom.depth.divergence import Variant
 from fathom.errors import UserError
@@ -112,13 +113,17 @@ class Plan:
     parts: tuple[Part, ...]
     manifest: Manifest
 
-    def attempts(self, found: Mapping[str, States]) -> dict[str, Attempt]:
+    def attempts(self, found: Mapping[str, States], written: Mapping[str, int] | None = None) -> dict[str, Attempt]:
         """Every attempt by its id, in order; `found` holds what searches brought, by `Part.identity`.
+
+        `written` holds the lengths of answers that are known, which decide how far budgets reach (`Part.attempts`).
 
         Raises:
             UserError: a depth lies beyond every reference answer.
         """
-        return {attempt.id: attempt for part in self.parts for attempt in part.attempts(found.get(part.identity, {}))}
+        return together(
+            attempt for part in self.parts for attempt in part.attempts(found.get(part.identity, {}), written)
+        )
 
 
 def make_plan(
@@ -182,7 +187,7 @@ def _check_parts(parts: Sequence[Part], behaviors: Sequence[Behavior], model: Au
     for part in parts:
         subject = base if part.setting.subject is Subject.BASE else model
         if not isinstance(part.attack, Search) and subject is not None:
-            _check_context(part.attempts({}), names, subject.info)
+            _check_context(at_most(part.unbounded({}), part.budget), names, subject.info)
 
 
 def _check_context(attempts: Sequence[Attempt], names: Mapping[str, str], info: ModelInfo) -> None:

@@ -27,7 +27,7 @@ from fathom.attack.ranks import JudgedRanks, ReferenceRanks
 from fathom.attack.refusal_direction import RefusalDirection
 from fathom.attack.suffix.attack import Suffix, TypedSuffix, UniversalSuffix
 from fathom.audit.parts import Ground, Part, Suite, depth_parts
-from fathom.audit.spending import planned_tokens
+from fathom.audit.spending import at_most, most_tokens
 from fathom.errors import UserError
 
 __all__ = [
@@ -163,7 +163,7 @@ def _obstacle(part: Part) -> UserError | None:
         if isinstance(part.attack, Search):
             part.attack.targets(part.items)
         else:
-            part.attempts({})
+            part.unbounded({})
     except UserError as error:
         return error
     if not part.items:
@@ -280,8 +280,8 @@ def _planned(part: Part) -> PlannedCost:
     name, count = part.attack.name, len(part.items)
     most = None if part.budget is None else part.budget * count
     if not isinstance(part.attack, Search):
-        attempts = part.attempts({})
-        return PlannedCost(name, count, len(attempts), sum(planned_tokens(attempts)))
+        attempts = part.unbounded({})
+        return PlannedCost(name, count, len(at_most(attempts, part.budget)), most_tokens(attempts, part.budget))
     if not isinstance(part.attack, Estimated):
         return PlannedCost(name, count, None, most)
     estimate = part.attack.estimate(part.items, part.setting)

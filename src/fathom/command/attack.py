@@ -5,9 +5,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fathom.command.request import ModelRequest
 from fathom.errors import UserError
@@ -91,8 +91,11 @@ def _named(request: AttackRequest) -> "tuple[NamedAttack, ...]":
 
 
 def _one(words: str) -> "NamedAttack":
-    """`NAME key=value key=value`; a value is JSON where it can be read as such, else numbers with commas, else text."""
-    from fathom.audit.suites import NamedAttack
+    """`NAME key=value key=value`; a value is JSON where it can be read as such, else numbers with commas, else text.
+
+    What can only be text (a suffix, a filler) stays as it is, though it may read as JSON.
+    """
+    from fathom.audit.suites import ATTACKS, NamedAttack
 
     if not words.strip():
         raise UserError("--with is empty: give NAME or 'NAME key=value …'")
@@ -100,12 +103,15 @@ def _one(words: str) -> "NamedAttack":
         name, *settings = shlex.split(words)
     except ValueError as error:
         raise UserError(f"--with {words!r} cannot be read ({error}): give NAME or 'NAME key=value …'") from error
+    known: Any = ATTACKS.get(name)
+    texts = {one.name for one in fields(known) if one.type in (str, str | None)} if known else set()
     parameters: dict[str, object] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise UserError(f"--with {words!r}: {setting!r} is no key=value")
-        parameters[key.replace("-", "_")] = _value(value)
+        key = key.replace("-", "_")
+        parameters[key] = value if key in texts else _value(value)
     return NamedAttack(name, parameters)
 
 

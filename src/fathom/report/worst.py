@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fathom.records import Parameter
 from fathom.report import wording
-from fathom.tally import Interval, Tally, clustered, wilson
+from fathom.tally import Interval, clustered_share, wilson
 from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore
 
 __all__ = ["Choice", "Question", "Worst", "choices", "questions", "setting_name", "worst_cases"]
@@ -122,7 +122,7 @@ def _interval(asked: Sequence[Asked]) -> Interval:
         return wilson(harmful, n)
     by_behavior = [sum(found) for found in zip(*(each.by_behavior for each in asked), strict=True)]
     drawn = n // len(by_behavior)
-    return clustered([Tally(harmful=found, safe=drawn - found) for found in by_behavior], seed=0)
+    return clustered_share(by_behavior, [drawn] * len(by_behavior), seed=0)
 
 
 def _utility(points: list[Checkpoint]) -> tuple[UtilityScore, ...]:

@@ -106,6 +106,21 @@ def test_one_suffix_for_all_is_tried_on_all(model: ChatModel) -> None:
     assert attack.targets(items[3:])[0].key == attack.targets(items)[0].key
 
 
+def test_a_universal_suffix_ends_when_all_that_it_trains_on_are_reached(model: ChatModel) -> None:
+    """Also where they are fewer than `train`, and not before all of them are in use."""
+    attack = UniversalSuffix(steps=2, length=12, width=8, topk=8, train=50)
+    state = searched(attack, model, BEHAVIORS[:2])[UniversalSuffix.key]
+    assert state.cases == 2
+
+    def reached(*cases: bool) -> State:
+        best = msgspec.structs.replace(state.best, reached=cases)
+        return msgspec.structs.replace(state, active=len(cases), best=best)
+
+    assert attack.done(reached(True, True))
+    assert not attack.done(reached(True))
+    assert not attack.done(reached(True, False))
+
+
 def test_targets(model: ChatModel) -> None:
     (item,) = prepare(model.chat, BEHAVIORS[:1])
     chat, messages = model.chat, item.behavior.messages

@@ -6,12 +6,23 @@ from suffix_chats import ASK, KINDS, SPECIAL, chat_format
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fathom.attack.kinds import Draw, Setting, prepare
+from fathom.attack.suffix.attack import Suffix, TypedSuffix, UniversalSuffix
 from fathom.attack.suffix.options import Allowed
-from fathom.attack.suffix.problem import PLACE, Target
-from fathom.attack.suffix.text import Typist, allowed_ids, place_suffix, start_ids, suffix_text, with_suffix
+from fathom.attack.suffix.problem import PLACE, Case, Joined, Target
+from fathom.attack.suffix.state import Entry, State
+from fathom.attack.suffix.text import (
+    Typist,
+    allowed_ids,
+    place_suffix,
+    start_ids,
+    suffix_text,
+    typed_messages,
+    with_suffix,
+)
 from fathom.chat import ChatFormat
 from fathom.errors import UserError
-from fathom.records import Message
+from fathom.records import Behavior, Message, Sampling
 
 MIDDLE = (
     Message(role="system", content="Tea is good."),
@@ -70,6 +81,56 @@ def test_allowed_ids(kind: str) -> None:
         text = chat.decode([id_])
         assert text.isascii()
         assert text.isprintable()
+
+
+def state_of(ids: tuple[int, ...], cases: tuple[Case, ...]) -> State:
+    entry = Entry(loss=1.0, ids=ids, reached=(False,) * len(cases))
+    return State(
+        step=1,
+        buffer=(entry,),
+        best=entry,
+        chosen=entry,
+        active=len(cases),
+        cases=len(cases),
+        joined=tuple(case.joined for case in cases),
+        queries=1,
+        forward_tokens=1,
+        backward_tokens=1,
+    )
+
+
+def started(chat: ChatFormat, joined: Joined) -> Case:
+    """A conversation whose search began with a suffix that is joined so."""
+    allowed = allowed_ids(chat, len(chat.tokenizer), Allowed.ASCII)
+    cases = (place_suffix(chat, "b", ASK, TARGET, start_ids(chat, ASK, allowed, 3, seed)) for seed in range(200))
+    return next(case for case in cases if case.joined is joined)
+
+
+@pytest.mark.parametrize("joined", Joined)
+def test_what_a_report_shows_of_a_suffix_gives_the_ids_that_were_scored(joined: Joined) -> None:
+    """Typed by `typed-suffix` as found, also where the same ids are kept in another conversation than was scored."""
+    chat = chat_format("byte_level")
+    setting = Setting(chat, (Draw(Sampling(max_new_tokens=4)),), 0)
+    items = prepare(chat, [Behavior(id="b", messages=ASK)])
+    case = started(chat, joined)
+    ids = allowed_ids(chat, len(chat.tokenizer), Allowed.ASCII).nonzero()[:, 0]
+    random = torch.Generator().manual_seed(0)
+    typist, seen, elsewhere = Typist(chat, [case], ()), 0, 0
+    for _ in range(400):
+        suffix = tuple(ids[torch.randint(len(ids), (3,), generator=random)].tolist())
+        if not typist.typed(suffix, case):
+            continue
+        state = state_of(suffix, (case,))
+        universal = UniversalSuffix().found(items, setting, {UniversalSuffix.key: state})
+        for attempt in (*Suffix().found(items, setting, {"b": state}), *universal):
+            assert attempt.prompt_ids == case.prompt_ids(suffix)
+            known = TypedSuffix(str(attempt.found["suffix"]), Joined(str(attempt.found["joined"])))
+            (typed,) = known.attempts(items, setting)
+            assert typed.prompt_ids == attempt.prompt_ids
+        seen += 1
+        elsewhere += chat.prompt_ids(typed_messages(chat, ASK, suffix).messages) != case.prompt_ids(suffix)
+    assert seen > 20
+    assert (elsewhere > 0) == (joined is Joined.DIRECTLY)
 
 
 def unfaithful() -> ChatFormat:

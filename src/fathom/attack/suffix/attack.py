@@ -16,7 +16,7 @@ from fathom.attack.kinds import Estimate, PreparedBehavior, Setting, Target, Vic
 from fathom.attack.suffix.base import Suffixes, TargetKind, found_fields, search_of, shared_cost
 from fathom.attack.suffix.search import Known, SuffixSearch
 from fathom.attack.suffix.state import Entry, State
-from fathom.attack.suffix.text import placed_messages, start_ids
+from fathom.attack.suffix.text import start_ids, typed_messages
 from fathom.attack.suffix.universal import TypedSuffix, UniversalSuffix
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
@@ -166,13 +166,14 @@ class Suffix(Suffixes):
         for item in items:
             state = states.get(item.behavior.id)
             if state is not None:
-                messages = placed_messages(setting.chat, item.behavior.messages, state.best.ids)
+                joined = next(iter(state.joined), None)
+                typed = typed_messages(setting.chat, item.behavior.messages, state.best.ids, joined)
                 yield from setting.attempts(
                     item,
                     self.name,
-                    prompt_ids=setting.chat.prompt_ids(messages),
+                    prompt_ids=setting.chat.prompt_ids(typed.messages),
                     parameters={"target": self.target, "length": len(state.best.ids)},
-                    found={**found_fields(setting.chat, state), **shared_cost(state, 1)},
+                    found={**found_fields(setting.chat, state, typed.joined), **shared_cost(state, 1)},
                 )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fathom.attack.kinds import PreparedBehavior, Target, Victim, search_cost
 from fathom.attack.suffix.options import Allowed, Full, Halving, Options
-from fathom.attack.suffix.problem import Case, Problem, emphasised
+from fathom.attack.suffix.problem import Case, Joined, Problem, emphasised
 from fathom.attack.suffix.problem import Target as Wanted
 from fathom.attack.suffix.search import SuffixSearch
 from fathom.attack.suffix.state import State
@@ -178,9 +178,11 @@ def _refusal_mass(model: ChatModel, item: PreparedBehavior, ids: Sequence[int]) 
     return tuple(masses)
 
 
-def found_fields(chat: ChatFormat, state: State) -> Mapping[str, str | int | float | bool]:
+def found_fields(chat: ChatFormat, state: State, joined: Joined | None) -> Mapping[str, str | int | float | bool]:
+    """What a search found. `suffix` and `joined` are what `TypedSuffix` takes to give the same ids."""
     return {
         "suffix": suffix_text(chat, state.best.ids),
+        **({} if joined is None else {"joined": joined.value}),
         "loss": round(state.best.loss, 4),
         "reached": all(state.best.reached),
         "search_steps": state.step,

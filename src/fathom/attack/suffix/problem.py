@@ -9,15 +9,27 @@ targets are chosen.
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 import msgspec
 
 from fathom.errors import UserError
 from fathom.records import Message
 
-__all__ = ["PLACE", "Case", "Problem", "Target", "emphasised"]
+__all__ = ["PLACE", "Case", "Joined", "Problem", "Target", "emphasised"]
 
 PLACE = "{suffix}"  # where a user wants the suffix in a message; without it, it goes to the end of the last one
+
+
+class Joined(StrEnum):
+    """What stands between the end of a request and the suffix."""
+
+    SPACE = "space"
+    DIRECTLY = "directly"  # nothing
+
+    @property
+    def text(self) -> str:
+        return " " if self is Joined.SPACE else ""
 
 
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +70,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     after_ids: tuple[int, ...]
     target: Target
     messages: tuple[Message, ...] = ()
+    joined: Joined | None = None  # None where the messages name the place
 
     def prompt_ids(self, suffix: Sequence[int]) -> tuple[int, ...]:
         """What the model reads with this suffix."""

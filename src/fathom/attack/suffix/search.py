@@ -126,6 +126,8 @@ class SuffixSearch:
             chosen=entry,
             reaching=entry if all(entry.reached) else None,
             active=active,
+            cases=len(self.problem.cases),
+            joined=tuple(case.joined for case in self.problem.cases),
             queries=known.spent.queries,
             forward_tokens=known.spent.forward_tokens + fixed,
             backward_tokens=known.spent.backward_tokens,

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from fathom.attack.suffix.problem import Joined
+
 __all__ = ["Entry", "State"]
 
 
@@ -21,6 +23,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     best: Entry  # of all so far, over as many cases as are in use
     chosen: Entry  # of this step's candidates
     active: int  # cases in use, the first of the problem's
+    cases: int | None = None  # the problem's; None in states of earlier versions
+    joined: tuple[Joined | None, ...] = ()  # how each case has the suffix behind its request, which typing it repeats
     queries: int  # inputs scored, one for each candidate and case
     forward_tokens: int
     backward_tokens: int

@@ -15,12 +15,22 @@ from torch import Tensor
 
 from fathom.attack.suffix.candidates import generator
 from fathom.attack.suffix.options import Allowed
-from fathom.attack.suffix.problem import PLACE, Case, Target
+from fathom.attack.suffix.problem import PLACE, Case, Joined, Target
 from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.records import Message
 
-__all__ = ["Typist", "allowed_ids", "place_suffix", "placed_messages", "start_ids", "suffix_text", "with_suffix"]
+__all__ = [
+    "Typed",
+    "Typist",
+    "allowed_ids",
+    "ending_in_place",
+    "place_suffix",
+    "start_ids",
+    "suffix_text",
+    "typed_messages",
+    "with_suffix",
+]
 
 _MARK = "fathomsuffixmark"
 _STARTS = 256  # random suffixes tried as a start
@@ -53,9 +63,16 @@ def with_suffix(messages: Sequence[Message], text: str) -> tuple[Message, ...]:
     return tuple(Message(role=one.role, content=one.content.replace(PLACE, text)) for one in messages)
 
 
+def ending_in_place(messages: Sequence[Message], joined: Joined) -> tuple[Message, ...]:
+    """The messages with `PLACE` at the end of the last one."""
+    *head, last = messages
+    return (*head, Message(role=last.role, content=last.content + joined.text + PLACE))
+
+
 class Placed(NamedTuple):
     """Rendered text on both sides of the suffix, and the messages that it comes from."""
 
+    joined: Joined | None  # None where the messages name the place
     messages: tuple[Message, ...]
     before: str
     after: str
@@ -80,18 +97,38 @@ def place_suffix(
         sides = _sides(chat, placed, start)
         if sides is not None:
             before, after = sides
-            return Case(behavior=behavior, before_ids=before, after_ids=after, target=target, messages=placed.messages)
+            return Case(
+                behavior=behavior,
+                before_ids=before,
+                after_ids=after,
+                target=target,
+                messages=placed.messages,
+                joined=placed.joined,
+            )
     raise UserError(
         f"behavior {behavior}: the tokenizer does not give the suffix {suffix_text(chat, start)!a} its own ids back "
         "where it stands; give another start, more of its own room around {suffix}, or other allowed tokens"
     )
 
 
-def placed_messages(chat: ChatFormat, messages: Sequence[Message], suffix: Sequence[int]) -> tuple[Message, ...]:
-    """The messages as they are typed with this suffix; where its ids cannot be kept there, at the first place."""
-    placings = _placings(chat, "", messages)
+class Typed(NamedTuple):
+    """Messages with a suffix's text in them, and how it is joined to the request (None: at a place they name)."""
+
+    messages: tuple[Message, ...]
+    joined: Joined | None
+
+
+def typed_messages(
+    chat: ChatFormat, messages: Sequence[Message], suffix: Sequence[int], joined: Joined | None = None
+) -> Typed:
+    """The messages as they are typed with this suffix; where its ids cannot be kept there, at the first place.
+
+    `joined` is how the search had it: elsewhere the suffix may keep its ids too, in a conversation that was not scored.
+    """
+    placings = sorted(_placings(chat, "", messages), key=lambda placed: placed.joined is not joined)
     kept = [placed for placed in placings if _sides(chat, placed, suffix) is not None]
-    return with_suffix((kept or placings)[0].messages, suffix_text(chat, suffix))
+    placed = (kept or placings)[0]
+    return Typed(with_suffix(placed.messages, suffix_text(chat, suffix)), placed.joined)
 
 
 def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> list[Placed]:
@@ -99,19 +136,17 @@ def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> l
     given = sum(message.content.count(PLACE) for message in messages)
     if given > 1:
         raise UserError(f"behavior {behavior} has {given} places {PLACE}: one suffix goes to one place")
-    if given == 1:
-        options = [tuple(messages)]
-    else:
-        *head, last = messages
-        options = [(*head, Message(role=last.role, content=last.content + sep + PLACE)) for sep in (" ", "")]
+    options: dict[Joined | None, tuple[Message, ...]] = {None: tuple(messages)}
+    if given == 0:
+        options = {joined: ending_in_place(messages, joined) for joined in (Joined.SPACE, Joined.DIRECTLY)}
     placed = []
-    for option in options:
+    for joined, option in options.items():
         before, *rest = chat.prompt_text(with_suffix(option, _MARK)).split(_MARK)
         if len(rest) != 1:
             raise UserError(
                 f"behavior {behavior}: the chat template shows the suffix's message {len(rest)} times, not once"
             )
-        placed.append(Placed(option, before, rest[0]))
+        placed.append(Placed(joined, option, before, rest[0]))
     return placed
 
 

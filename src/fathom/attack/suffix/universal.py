@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import msgspec
-
 from fathom.attack.kinds import Estimate, PreparedBehavior, Setting, Target
 from fathom.attack.suffix.base import Suffixes, found_fields, shared_cost
+from fathom.attack.suffix.problem import PLACE, Joined
 from fathom.attack.suffix.state import State
-from fathom.attack.suffix.text import placed_messages, with_suffix
+from fathom.attack.suffix.text import ending_in_place, typed_messages, with_suffix
 from fathom.errors import UserError
 from fathom.records import Attempt
 
@@ -38,7 +37,9 @@ class UniversalSuffix(Suffixes):
         return (Target(self.key, tuple(items[: self.train])),) if items else ()
 
     def done(self, state: State) -> bool:
-        return len(state.best.reached) >= self.train and all(state.best.reached)
+        """All that it is searched for on are in use and reached: `train` of them, or as many as there are."""
+        cases = self.train if state.cases is None else state.cases
+        return len(state.best.reached) >= cases and all(state.best.reached)
 
     def _active(self, cases: int) -> int:
         del cases
@@ -60,21 +61,24 @@ class UniversalSuffix(Suffixes):
         for place, item in enumerate(items):
             harmful = item.behavior.harmful
             split = "train" if place < self.train and harmful else "held-out"
-            messages = placed_messages(setting.chat, item.behavior.messages, state.best.ids)
+            joined = state.joined[place] if split == "train" and state.joined else next(iter(state.joined), None)
+            typed = typed_messages(setting.chat, item.behavior.messages, state.best.ids, joined)
+            cost = shared_cost(state, len(items)) if harmful else {}
             yield from setting.attempts(
                 item,
                 self.name,
-                prompt_ids=setting.chat.prompt_ids(messages),
+                prompt_ids=setting.chat.prompt_ids(typed.messages),
                 parameters={"split": split if harmful else "benign", "length": len(state.best.ids)},
-                found={**found_fields(setting.chat, state), **(shared_cost(state, len(items)) if harmful else {})},
+                found={**found_fields(setting.chat, state, typed.joined), **cost},
             )
 
 
 @dataclass(frozen=True)
 class TypedSuffix:
-    """A suffix that is known as text: found on another model, or in an earlier report."""
+    """A suffix that is known as text: found on another model, or in an earlier report, which says how it is joined."""
 
     suffix: str
+    joined: Joined = Joined.SPACE
     name: ClassVar[str] = "typed-suffix"
 
     def __post_init__(self) -> None:
@@ -82,12 +86,15 @@ class TypedSuffix:
             raise UserError("the suffix is empty: give its text")
 
     def attempts(self, items: Sequence[PreparedBehavior], setting: Setting) -> Iterator[Attempt]:
-        """At its place where the messages name one, else at the end of the request, behind a space."""
+        """At its place where the messages name one, else at the end of the request, as `joined` says."""
+        joined = {} if self.joined is Joined.SPACE else {"joined": self.joined.value}
         for item in items:
-            *head, last = item.behavior.messages
-            own = any("{suffix}" in message.content for message in item.behavior.messages)
-            joined = msgspec.structs.replace(last, content=last.content if own else last.content + " {suffix}")
-            messages = with_suffix((*head, joined), self.suffix)
+            messages = item.behavior.messages
+            own = any(PLACE in message.content for message in messages)
+            typed = with_suffix(messages if own else ending_in_place(messages, self.joined), self.suffix)
             yield from setting.attempts(
-                item, self.name, prompt_ids=setting.chat.prompt_ids(messages), parameters={"suffix": self.suffix}
+                item,
+                self.name,
+                prompt_ids=setting.chat.prompt_ids(typed),
+                parameters={"suffix": self.suffix, **joined},
             )
