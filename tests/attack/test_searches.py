@@ -1,6 +1,7 @@
 """Laws of attacks that search: steps are pure, states go through a journal, and what is found is what it says."""
 
 import dataclasses
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -120,6 +121,9 @@ def test_the_direction_is_reported_on_requests_that_it_never_saw() -> None:
     benign = [item.behavior.id for item in given if not item.behavior.harmful]
     assert [attempt.behavior for attempt in made] == harmful[8:] + benign[8:]
     assert sum(float(attempt.found["forward_tokens"]) for attempt in made) == pytest.approx(1000)
+    # Another direction of the same layer and place is another attempt.
+    others = list(replace(attack, train=attack.train + 1).found(given, setting(), {target.key: state}))
+    assert not {attempt.id for attempt in made} & {attempt.id for attempt in others}
 
 
 def test_a_direction_within_the_bound_goes_before_a_stronger_one_beyond_it() -> None:

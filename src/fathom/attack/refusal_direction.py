@@ -204,6 +204,8 @@ class RefusalDirection:
             found = {**cost, "development_refused": chosen.refused, "development": chosen.of, "kl": round(chosen.kl, 6)}
             for item in (item for test in tests for item in test):
                 parameters = {"layer": chosen.layer, "position": chosen.position}
+                if self.train != type(self).train:  # made of other requests: another direction at the same place
+                    parameters["train"] = self.train
                 yield from setting.attempts(item, self.name, parameters=parameters, found=found)
 
     @contextmanager
