@@ -72,7 +72,8 @@ def _tell(attack: str, reason: str) -> None:
 
 
 def _named(request: AttackRequest) -> "tuple[NamedAttack, ...]":
-    from fathom.audit.suites import SUITES, NamedAttack, load_suite
+    from fathom.audit.suite_file import load_suite
+    from fathom.audit.suites import SUITES, NamedAttack
 
     if request.budget is not None and request.budget < 1:
         raise UserError(f"--budget is {request.budget}; give forward tokens for each behavior, 1 or more")
