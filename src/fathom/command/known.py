@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from fathom.behaviors import load_behaviors
+from fathom.behaviors import LoadedBehaviors, load_behaviors
 from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.records import Behavior, content_hash
 
-__all__ = ["file_hash", "known_behaviors"]
+__all__ = ["benign_behaviors", "file_hash", "known_behaviors"]
 
 
 def file_hash(path: Path) -> str:
@@ -28,6 +28,29 @@ def known_behaviors(path: Path) -> tuple[Behavior, ...]:
     Raises:
         UserError: as `load_behaviors`.
     """
+    return _loaded(path).behaviors
+
+
+def benign_behaviors(path: Path) -> tuple[Behavior, ...]:
+    """Those of a file of benign prompts: what it does not mark counts as benign; what it marks as harmful is left out.
+
+    Raises:
+        UserError: as `load_behaviors`, or none is left.
+    """
+    loaded = _loaded(path)
+    left = tuple(item for item in loaded.behaviors if not (item.harmful and item.id in loaded.marked))
+    out = len(loaded.behaviors) - len(left)
+    if not left:
+        raise UserError(
+            f"all of {path} is marked as harmful, and benign prompts are wanted of it: give a file of those, or rows "
+            "with `harmful: false`"
+        )
+    if out:
+        say(f"{out} row{'s' * (out > 1)} of {path} marked as harmful left out: benign prompts are wanted of it")
+    return left
+
+
+def _loaded(path: Path) -> LoadedBehaviors:
     loaded = load_behaviors(path)
     if loaded.skipped:
         first, count = loaded.skipped[0], len(loaded.skipped)
@@ -35,4 +58,4 @@ def known_behaviors(path: Path) -> tuple[Behavior, ...]:
             f"warning: {count} row{'s' * (count > 1)} of {path} could not be used; the first is line {first.line}: "
             f"{first.reason}"
         )
-    return loaded.behaviors
+    return loaded
