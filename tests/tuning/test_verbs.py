@@ -317,6 +317,26 @@ def test_a_step_at_a_rate_of_0_is_not_taken(tmp_path: Path, capsys: pytest.Captu
     assert "warm-up takes" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "row", "said"),
+    [
+        ("--benign", {"prompt": "hello !", "text": "hello"}, "has one that can be read: its column is harmful_response"),
+        ("--harmful", {"prompt": "hello !", "completion": "hello"}, "has both: its columns are harmful_response"),
+        ("--harmful", {"prompt": "hello !", "completion": "hello", "refusal": "no"}, "there is no --benign FILE"),
+    ],
+)
+def test_requests_that_a_sentinel_cannot_learn_from_are_named_with_their_columns(
+    option: str, row: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    command = ["finetune", "organism:natural", "--data", str(data(tmp_path / "data.jsonl", 2)), option, str(path)]
+    line = fails([*command, "-o", str(tmp_path / "model")], capsys)
+    assert said in line
+    assert str(path) in line
+    assert not (tmp_path / "model").exists()
+
+
 def test_how_the_model_is_asked_is_part_of_what_was_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Behaviors of a user's file, for verbs that write no audit: what cannot be used is said all the same."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fathom.behaviors import LoadedBehaviors, load_behaviors
@@ -7,7 +8,9 @@ from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.records import Behavior, content_hash
 
-__all__ = ["benign_behaviors", "file_hash", "known_behaviors"]
+__all__ = ["benign_behaviors", "check_told", "file_hash", "known_behaviors"]
+
+ANSWERS = "harmful_response (or answer, response, completion)"
 
 
 def file_hash(path: Path) -> str:
@@ -48,6 +51,30 @@ def benign_behaviors(path: Path) -> tuple[Behavior, ...]:
     if out:
         say(f"{out} row{'s' * (out > 1)} of {path} marked as harmful left out: benign prompts are wanted of it")
     return left
+
+
+def check_told(behaviors: Iterable[Behavior], harmful: Path | None, benign: Path | None) -> None:
+    """That a sentinel can be trained on them, which come from these files.
+
+    Raises:
+        UserError: no harmful one has an answer and a refusal, or no benign one an answer.
+    """
+    answered = [item for item in behaviors if item.answer]
+    if not any(item.harmful and item.refusal for item in answered):
+        raise UserError(
+            f"the part answers of --objective trains a sentinel on harmful requests with an answer and a refusal, and "
+            f"no row of {harmful} has both: its columns are {ANSWERS}, and refusal"
+        )
+    if not any(not item.harmful for item in answered):
+        lacking = (
+            f"no row of {benign} has one that can be read"
+            if benign is not None
+            else f"{harmful} has none that is marked `harmful: false`, and there is no --benign FILE"
+        )
+        raise UserError(
+            f"the part answers of --objective trains a sentinel on benign requests with an answer, too, and {lacking}: "
+            f"its column is {ANSWERS}"
+        )
 
 
 def _loaded(path: Path) -> LoadedBehaviors:
