@@ -320,7 +320,11 @@ def test_a_step_at_a_rate_of_0_is_not_taken(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("option", "row", "said"),
     [
-        ("--benign", {"prompt": "hello !", "text": "hello"}, "has one that can be read: its column is harmful_response"),
+        (
+            "--benign",
+            {"prompt": "hello !", "text": "hello"},
+            "has one that can be read: its column is harmful_response",
+        ),
         ("--harmful", {"prompt": "hello !", "completion": "hello"}, "has both: its columns are harmful_response"),
         ("--harmful", {"prompt": "hello !", "completion": "hello", "refusal": "no"}, "there is no --benign FILE"),
     ],

@@ -100,7 +100,7 @@ def sentences(audit: Audit) -> tuple[str, str | None]:
         return depth, None
     if best.harmful == 0:
         tried = len({row.attack for row in rest})
-        none = "The other attack that was tried does not get" if tried == 1 else f"None of the {tried} other attacks gets"
+        none = f"None of the {tried} other attacks gets" if tried > 1 else "The other attack that was tried does not get"
         return depth, f"{none} a single harmful request through."
     if best.attack in wording.SWEEP:
         other = _best([row for row in rest if row.counted is Counted.CONTINUATION] or rest)
