@@ -58,7 +58,7 @@ def sentinel_rows(
     refused = sum(bool(told.refusal) for told in harmful)
     if not benign or not refused:
         raise UserError(
-            "a sentinel is trained on harmful requests with an answer and a refusal, and on benign ones with an answer, "
+            "a sentinel is trained on harmful requests with an answer and a refusal and on benign ones with an answer, "
             f"and there are {refused} and {len(benign)}: give rows with harmful_response (or answer, response, "
             "completion) and refusal, or leave answers out of --objective"
         )
