@@ -166,6 +166,10 @@ def test_a_file_that_is_no_suite_is_one_clear_line(tmp_path: Path, name: str, te
         (AttackRequest(attacks=["best-of-n n"]), "no key=value"),
         (AttackRequest(attacks=["best-of-n 'n"]), "cannot be read"),
         (AttackRequest(suite="quick", budget=0), "--budget is 0"),
+        (AttackRequest(attacks=["suffix mellowmax=0"]), "mellowmax alpha is 0.0; it must be above 0"),
+        (AttackRequest(attacks=["suffix mellowmax=1 keep=2"]), "give keep=0 with mellowmax"),
+        (AttackRequest(attacks=["universal-suffix draft=organism:base"]), "give keep=0 with draft"),
+        (AttackRequest(attacks=["suffix draft=organism:base factor=0"]), "a reduction and a factor of 1 or more"),
         (AttackRequest(frames=Path("/nowhere.json")), "cannot be read"),
     ],
 )

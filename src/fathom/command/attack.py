@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fathom.engine.endpoint import ServedModel
     from fathom.model import ChatModel
 
-__all__ = ["AttackRequest", "SuiteMaker", "make_suite", "show_costs"]
+__all__ = ["AttackRequest", "SuiteMaker", "draft_names", "make_suite", "show_costs"]
 
 SuiteMaker = Callable[["ChatModel | ServedModel"], "Suite"]
 
@@ -63,6 +63,12 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
         return suite
 
     return suited
+
+
+def draft_names(request: AttackRequest) -> tuple[str, ...]:
+    """The draft models that attacks name (`draft=MODEL`), each once."""
+    named = (one.parameters.get("draft") for one in _named(request))
+    return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
 
 
 def _tell(attack: str, reason: str) -> None:
