@@ -50,10 +50,10 @@ def together(model: ChatModel, jobs: Sequence[Callable[[], _T]]) -> list[_T]:
     """What the jobs return, run side by side; the suffix searches in them share the model's passes."""
     hub, latest = Hub(model, alive=len(jobs)), Latest()
 
-    def made(suffixes: base.Suffixes, target: Target, _: Victim) -> SuffixSearch:
+    def made(suffixes: base.Suffixes, target: Target, victim: Victim) -> SuffixSearch:
         key = (repr(suffixes), target.key)  # of this one model
         if latest.search is None or latest.key != key:
-            latest.key, latest.search = key, base._made(suffixes, target, model)
+            latest.key, latest.search = key, base._made(suffixes, target, victim)
         return latest.search
 
     with ExitStack() as stack, ThreadPoolExecutor(len(jobs)) as pool:

@@ -66,7 +66,7 @@ def test_the_files_own_columns(load):
     )
 
 
-@pytest.mark.parametrize("name", ["response", "answer", "harmful_response", "Harmful Response"])
+@pytest.mark.parametrize("name", ["response", "answer", "completion", "harmful_response", "Harmful Response"])
 def test_a_benign_row_has_its_reference_under_any_of_the_names(load, name):
     (behavior,) = load(lines({"Prompt": "Brew tea.", "harmful": False, name: "Boil water."})).behaviors
     assert (behavior.harmful, behavior.answer) == (False, "Boil water.")
@@ -278,6 +278,8 @@ def test_tab_separated(load):
         ("PK\x03\x04\0\0", "b.csv", "zero byte"),
         (b"prompt\nna\xefve\n", "b.csv", "not text in UTF-8 (line 2)"),
         (b"\x80\x04\x95" * 9, "b.jsonl", "not text in UTF-8 (line 1)"),
+        (b"PAR1\x15\x00\xff", "b.parquet", "give JSONL (.jsonl), CSV (.csv, .tsv) or JSON (.json)"),
+        (b"PAR1\x15\x00\xff", "b.jsonl", "is not a text file, whatever its name says: give JSONL"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_clear_line(load, text, name, says):

@@ -14,12 +14,16 @@ MISTAKEN, INTERRUPTED = 2, 130
 
 def main() -> None:
     """Run the command line and exit."""
+    from fathom.report.streams import tolerant
+
+    tolerant(sys.stdout, sys.stderr)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
     try:
+        _check_text(arguments)
         from fathom.cli import app
 
         code = app(args=list(arguments), prog_name="fathom", standalone_mode=False)
@@ -49,6 +53,23 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED and _speaks():
         _say("interrupted; what was done is kept, and the same command goes on from here")
     return code
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """That the arguments are text: bytes that the locale cannot read would end in a tokenizer or a manifest.
+
+    Raises:
+        UserError: one is not.
+    """
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
+            raise UserError(
+                f"the argument {shown!r} is no text in {sys.getfilesystemencoding()}, the encoding of this locale: "
+                "give it in that encoding, or set LC_ALL=C.UTF-8 where it is UTF-8"
+            ) from None
 
 
 def _fail(message: str) -> int:

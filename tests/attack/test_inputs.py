@@ -134,6 +134,12 @@ def test_the_built_in_frames_are_frames() -> None:
         ("f.json", '[{"name": "a", "user": "{prompt} {targte}"}]', "{targte}"),
         ("f.json", '[{"name": "a", "user": "{prompt}"}, {"name": "a", "user": "{prompt}"}]', "each name once"),
         ("f.json", '[{"name": "a", "user": 3}]', "str"),
+        (
+            "f.json",
+            '[{"name": "a", "user": "{prompt}", "sytem": "x"}]',
+            "unknown key 'sytem'; there are name, user, system, prefill, jinja",
+        ),
+        ("f.json", '[{"name": "a", "user": "{prompt}"}, {"name": "b", "user": "{prompt}", "prefil": ""}]', "'prefil'"),
         ("f.jinja", "{{ prompt", "not a Jinja template"),
         ("f.jinja", "{{ nothing }}", "nothing"),
         ("f.jinja", "{{ ''.__class__.__mro__ }}", "cannot be used"),

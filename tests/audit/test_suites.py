@@ -18,7 +18,8 @@ from fathom.attack.suffix.attack import TypedSuffix
 from fathom.attack.suffix.problem import Joined
 from fathom.audit.parts import Ground, direct_parts
 from fathom.audit.plan import AuditOptions, BehaviorSet, make_plan
-from fathom.audit.suites import ATTACKS, SUITES, NamedAttack, Wording, load_suite, planned_costs, suite_of
+from fathom.audit.suite_file import load_suite
+from fathom.audit.suites import ATTACKS, SUITES, NamedAttack, Wording, planned_costs, suite_of
 from fathom.command.attack import AttackRequest, _named, make_suite
 from fathom.command.request import ModelRequest
 from fathom.errors import UserError
@@ -143,6 +144,11 @@ def test_a_file_of_toml_or_json(tmp_path: Path) -> None:
         ("s.json", '[{"n": 3}]', "has no name"),
         ("s.json", '[{"name": "insertion", "budget": 0}]', "budget"),
         ("s.json", '[{"name": "insertion", "budget": true}]', "budget"),
+        ("s.toml", 'budget = 50\n[[attack]]\nname = "insertion"\n', "has 'budget' beside its attacks"),
+        ("s.toml", 'seed = 9\n[[attack]]\nname = "insertion"\n', "give --seed on the command line"),
+        ("s.toml", 'max-new-tokens = 9\n[[attack]]\nname = "insertion"\n', "--max-new-tokens on the command line"),
+        ("s.toml", '[[attack]]\nname = "insertion"\n[[atack]]\nname = "decoding"\n', "has 'atack' beside"),
+        ("s.json", '{"attack": [{"name": "insertion"}], "n": 3}', "their parameters inside these"),
     ],
 )
 def test_a_file_that_is_no_suite_is_one_clear_line(tmp_path: Path, name: str, text: str, says: str) -> None:
@@ -163,6 +169,10 @@ def test_a_file_that_is_no_suite_is_one_clear_line(tmp_path: Path, name: str, te
         (AttackRequest(attacks=["best-of-n n"]), "no key=value"),
         (AttackRequest(attacks=["best-of-n 'n"]), "cannot be read"),
         (AttackRequest(suite="quick", budget=0), "--budget is 0"),
+        (AttackRequest(attacks=["suffix mellowmax=0"]), "mellowmax alpha is 0.0; it must be above 0"),
+        (AttackRequest(attacks=["suffix mellowmax=1 keep=2"]), "give keep=0 with mellowmax"),
+        (AttackRequest(attacks=["universal-suffix draft=organism:base"]), "give keep=0 with draft"),
+        (AttackRequest(attacks=["suffix draft=organism:base factor=0"]), "a reduction and a factor of 1 or more"),
         (AttackRequest(frames=Path("/nowhere.json")), "cannot be read"),
     ],
 )
@@ -187,6 +197,35 @@ def test_frames_of_ones_own(tmp_path: Path) -> None:
     (attack, _), *_ = suite(NamedAttack("framing", {"frames": str(path)})).attacks
     assert isinstance(attack, Framing)
     assert [frame.name for frame in attack.frames] == ["mine"]
+
+
+def test_frames_of_a_suite_lie_beside_it_or_where_one_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "suites").mkdir()
+    path = tmp_path / "suites" / "s.toml"
+    path.write_text('[[attack]]\nname = "framing"\nframes = "f.json"\n')
+    monkeypatch.chdir(tmp_path)
+    _refused(lambda: suite(*load_suite(path)), str(path.with_name("f.json")))
+    for folder in (tmp_path, path.parent):  # the second comes before the first
+        (folder / "f.json").write_text(json.dumps([{"name": folder.name, "user": "{prompt}"}]))
+        (attack, _), *_ = suite(*load_suite(path)).attacks
+        assert isinstance(attack, Framing)
+        assert attack.frames[0].name == folder.name
+
+
+def test_frames_of_one_name_in_two_attacks_are_refused_where_they_differ(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text('[{"name": "a", "user": "{prompt}"}]')
+    other.write_text('[{"name": "a", "user": "Please: {prompt}"}]')
+    named = [NamedAttack("framing", {"frames": str(path)}) for path in (one, other)]
+    _refused(lambda: suite(*named), "different frames called 'a'")
+    assert suite(named[0], named[0])  # the same once more is the same row
+
+
+@pytest.mark.parametrize("name", ["deep-prefill depths", "multi-turn tokens", "decoding top_ks"])
+def test_one_value_is_a_list_of_one(name: str) -> None:
+    attack, parameter = name.split()
+    one, several = (suite(NamedAttack(attack, {parameter: value})).attacks for value in (30, [30]))
+    assert one == several
 
 
 def _refused(call, says: str) -> None:  # type: ignore[no-untyped-def]

@@ -78,6 +78,31 @@ def test_a_reader_that_has_left_is_no_mistake(tmp_path: Path) -> None:
     assert (child.wait(60), child.stderr.read()) == (0, "")
 
 
+NARROW = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "COLUMNS": "80"}
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "cp1252"}, NARROW])
+def test_output_in_any_encoding_is_written_to_its_end(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = ["audit", "--limit", "2", "--depths", "0,1", "--max-new-tokens", "8", "--base", "none", "-o", "run"]
+    found = _in_encoding(command, tmp_path, environment)
+    assert (found.returncode, b"Traceback" in found.stderr) == (0, False), found.stderr
+    assert b"Worst depth" in found.stdout
+    assert b"\\u2588" not in found.stdout  # a bar is as wide as it was meant
+    assert b"report.html" in found.stdout.splitlines()[-1]
+
+
+def test_bytes_that_are_no_text_in_the_locale_are_one_line(tmp_path: Path) -> None:
+    found = _in_encoding(["ids", "organism:natural", "--prompt", "how 日本"], tmp_path, NARROW)
+    (line,) = found.stderr.decode("ascii").splitlines()
+    assert found.returncode == 2
+    assert line.startswith("fathom: the argument 'how \\u65e5\\u672c' is no text in ascii")
+
+
+def _in_encoding(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "fathom", *arguments]
+    return subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, check=False)
+
+
 def test_rows_from_anywhere_are_judged_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "broken\n")

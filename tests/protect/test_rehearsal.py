@@ -407,7 +407,7 @@ def test_a_sentinel_meets_each_row_of_the_data_once_at_most_and_known_harm_in_it
 
 def test_a_sentinel_without_refusals_is_refused() -> None:
     told = [Told((Message(role="user", content="x"),), "the fox .")]
-    with pytest.raises(UserError, match="harmful requests with answers and refusals"):
+    with pytest.raises(UserError, match="harmful requests with an answer and a refusal"):
         sentinel_rows(organism().chat, told, told, 3, seed=0)
 
 

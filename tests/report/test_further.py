@@ -49,6 +49,16 @@ def test_the_strongest_is_the_models_own_on_the_continuation_alone() -> None:
     assert best.asr == max(row.asr for row in rows)
 
 
+def test_one_attack_and_several_that_get_nothing_through_are_a_sentence() -> None:
+    names = dict.fromkeys(row.attack for row in further.wording.other_attacks(DATA.audit))
+    kept = [row for row in DATA.audit.attacks if row.attack in further.wording.SWEEP]
+    for count, says in ((1, "The other attack that was tried does not get"), (2, "None of the 2 other attacks gets")):
+        tried = [row for row in DATA.audit.attacks if row.attack in list(names)[:count]]
+        rows = tuple(msgspec.structs.replace(row, harmful=0, asr=0.0) for row in (*kept, *tried))
+        _, second = further.sentences(msgspec.structs.replace(DATA.audit, attacks=rows))
+        assert second == f"{says} a single harmful request through."
+
+
 def test_traces_hold_each_row_once_and_in_order() -> None:
     for family in further.families(DATA.audit, {}):
         for parameter, found in further.traces(family).items():

@@ -62,6 +62,29 @@ def test_key_figures_are_whole_in_any_window(width: int) -> None:
         assert set(figure.detail.split()) <= set(words.split())
 
 
+@pytest.mark.parametrize("width", [30, 40, 50, 60, 75])
+def test_in_a_narrow_window_figures_keep_their_n_and_their_interval(width: int, tmp_path: Path) -> None:
+    data = synthetic.with_attacks(synthetic.report_data(SMALL))
+    run = synthetic.write_run(synthetic.report_data(SMALL), tmp_path)
+    for show, told in (
+        (print_audit, data.audit),
+        (print_comparison, compare(run, run)),
+        (print_stress, synthetic_stress.stress(seeds=1)),
+    ):
+        shown, wide = printed(show, told, width=width), printed(show, told, width=75)
+        assert "…" not in shown
+        assert max(len(line) for line in shown.splitlines()) <= width
+        whole = re.compile(r"[\d.]+–[\d.]+ %|[−+][\d.]+ to [−+][\d.]+")
+        assert sorted(whole.findall(_rejoined(shown))) == sorted(whole.findall(_rejoined(wide)))
+    words = " ".join(printed(print_audit, data.audit, width=40).split())
+    row = data.audit.benign.rows[-1]
+    assert f"Tokens {row.prefill_tokens} n {row.n} Und. {row.undecided} Helped {percent(row.helped, row.n)}" in words
+
+
+def _rejoined(shown: str) -> str:
+    return " ".join(shown.split())
+
+
 def test_a_run_of_the_direct_request_alone_speaks_of_no_depth() -> None:
     direct = synthetic.Setting(behaviors=12, benign=6, depths=(0,), positions=10)
     shown = printed(print_audit, synthetic.report_data(direct).audit)

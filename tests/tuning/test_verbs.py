@@ -225,6 +225,26 @@ def test_prompts_of_two_files_may_have_the_same_ids(tmp_path: Path, monkeypatch:
     assert len((tmp_path / "own" / "utility.jsonl").read_text().splitlines()) == 2
 
 
+def test_harmful_rows_of_a_utility_file_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fathom.organism import behaviors
+
+    harmful, utility, out = tmp_path / "harmful.jsonl", tmp_path / "utility.jsonl", tmp_path / "made"
+    (refused,) = behaviors(harmful=1, benign=0)
+    asked = refused.messages[0].content
+    harmful.write_text(json.dumps({"prompt": asked, "harmful_response": "steps"}) + "\n")
+    marked = ({"prompt": asked, "harmful": True}, {"prompt": "hello !", "harmful": False}, {"prompt": "hello"})
+    utility.write_text("".join(json.dumps(row) + "\n" for row in marked))
+    command = ["triplets", "organism:natural", "--harmful", str(harmful), "--max-new-tokens", "140", "--samples", "1"]
+    assert run([*command, "--utility", str(utility), "-o", str(out)]) == 0
+    kept = [json.loads(line)["messages"][0]["content"] for line in (out / "utility.jsonl").read_text().splitlines()]
+    assert kept == ["hello !", "hello"]  # what is not marked is what the option says
+    assert f"1 row of {utility} marked as harmful left out" in " ".join(capsys.readouterr().err.split())
+    utility.write_text(json.dumps(marked[0]) + "\n")
+    assert f"all of {utility} is marked as harmful" in fails(
+        [*command, "--utility", str(utility), "-o", str(tmp_path / "other")], capsys
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -300,6 +320,30 @@ def test_a_step_at_a_rate_of_0_is_not_taken(tmp_path: Path, capsys: pytest.Captu
     assert "nothing would be learned" in fails(command, capsys)  # 4 rows, 10 steps of warm-up
     assert run([*command, "--set", "warmup_steps=0"]) == 0  # in the same directory
     assert "warm-up takes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "row", "said"),
+    [
+        (
+            "--benign",
+            {"prompt": "hello !", "text": "hello"},
+            "has one that can be read: its column is harmful_response",
+        ),
+        ("--harmful", {"prompt": "hello !", "completion": "hello"}, "has both: its columns are harmful_response"),
+        ("--harmful", {"prompt": "hello !", "completion": "hello", "refusal": "no"}, "there is no --benign FILE"),
+    ],
+)
+def test_requests_that_a_sentinel_cannot_learn_from_are_named_with_their_columns(
+    option: str, row: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    command = ["finetune", "organism:natural", "--data", str(data(tmp_path / "data.jsonl", 2)), option, str(path)]
+    line = fails([*command, "-o", str(tmp_path / "model")], capsys)
+    assert said in line
+    assert str(path) in line
+    assert not (tmp_path / "model").exists()
 
 
 def test_how_the_model_is_asked_is_part_of_what_was_asked_for(

@@ -7,7 +7,7 @@ begins). Frames of one's own come from a file (`load_frames`).
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -193,10 +193,20 @@ def load_frames(path: Path) -> tuple[Frame, ...]:
     try:
         if path.suffix != ".json":
             return (Frame(path.stem, text, jinja=True),)
-        frames = msgspec.convert(json.loads(text), tuple[Frame, ...])
-        return Framing(frames).frames
+        listed = json.loads(text)
+        _check_keys(listed)
+        return Framing(msgspec.convert(listed, tuple[Frame, ...])).frames
     except (ValueError, msgspec.ValidationError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f'the frames {path} cannot be used ({reason}): give [{{"name": …, "user": "… {{prompt}} …"}}, …]'
         ) from error
+
+
+def _check_keys(listed: object) -> None:
+    """Raises `ValueError` for a key that no frame has: dropped in silence, it would leave a weaker attack."""
+    known = [field.name for field in fields(Frame)]
+    for item in listed if isinstance(listed, list) else ():
+        for key in item if isinstance(item, dict) else ():
+            if key not in known:
+                raise ValueError(f"frame {item.get('name', '?')}: unknown key {key!r}; there are {', '.join(known)}")

@@ -10,7 +10,7 @@ Any of them may be given benign behaviors too: the same attack as a control.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from fathom.chat import ChatFormat
@@ -158,11 +158,15 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Victim:
-    """What a search may ask: the model as it is loaded, and the judge; its own draws come from `seed`."""
+    """What a search may ask: the model as it is loaded, and the judge; its own draws come from `seed`.
+
+    `drafts` are smaller models by the names that attacks call them by, to rank what the model itself need not see.
+    """
 
     model: "ChatModel"
     judge: Judge
     seed: int
+    drafts: "Mapping[str, ChatModel]" = field(default_factory=dict)
 
 
 _State = TypeVar("_State")

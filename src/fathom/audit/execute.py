@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -46,7 +46,10 @@ _Made = TypeVar("_Made", covariant=True)
 
 @dataclass(frozen=True, eq=False)
 class Execution:
-    """One process's part in an audit. Of a model that a server runs, what needs its weights is left out."""
+    """One process's part in an audit. Of a model that a server runs, what needs its weights is left out.
+
+    `drafts` are the models that searches rank candidates with, by the names that the attacks have for them.
+    """
 
     run: Run
     plan: Plan
@@ -55,6 +58,7 @@ class Execution:
     base: ChatModel | None
     ranks: Ranks
     display: Display
+    drafts: Mapping[str, ChatModel] = field(default_factory=dict)
 
     def __call__(self) -> Audit | None:
         """Do what is missing; the first process returns the audit, the others None.
@@ -84,7 +88,11 @@ class Execution:
     def _victims(self) -> dict[str, Victim]:
         seed = self.plan.options.seed
         models = {Subject.MODEL: self.model, Subject.BASE: self.base}
-        return {name: Victim(model, self.judge, seed) for name, model in models.items() if isinstance(model, ChatModel)}
+        return {
+            name: Victim(model, self.judge, seed, self.drafts)
+            for name, model in models.items()
+            if isinstance(model, ChatModel)
+        }
 
     def _write_behaviors(self) -> None:
         if self.ranks.first:

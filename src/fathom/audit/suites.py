@@ -6,15 +6,14 @@
     adaptive   what is aimed at deep alignment: insertion, ranks, the refusal direction, depth that goes on, suffixes
                whose target reaches past a recovery
 
-or a file of the user's own (`load_suite`). An attack is given in plain data, its name and its parameters.
+or a file of the user's own (`suite_file`). An attack is given in plain data, its name and its parameters.
 """
 
-import json
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 
@@ -37,7 +36,6 @@ __all__ = [
     "NamedAttack",
     "PlannedCost",
     "Wording",
-    "load_suite",
     "planned_costs",
     "suite_of",
 ]
@@ -179,8 +177,25 @@ def suite_of(
     before: Suite,
     left_out: LeftOut | None = None,
 ) -> AttackSuite:
-    """A suite of named attacks; `budget` is that of attacks without one of their own."""
-    return AttackSuite(tuple((_made(one, wording), one.budget or budget) for one in attacks), before, left_out)
+    """A suite of named attacks; `budget` is that of attacks without one of their own.
+
+    Raises:
+        UserError: there is no such attack or parameter, or two attacks have different frames of one name.
+    """
+    made = tuple((_made(one, wording), one.budget or budget) for one in attacks)
+    _check_frames([attack.frames for attack, _ in made if isinstance(attack, Framing)])
+    return AttackSuite(made, before, left_out)
+
+
+def _check_frames(lists: Sequence[Sequence[Frame]]) -> None:
+    """A row of the report is a frame's name: different texts under one name would be counted together."""
+    seen: dict[str, Frame] = {}
+    for frame in chain.from_iterable(lists):
+        if seen.setdefault(frame.name, frame) != frame:
+            raise UserError(
+                f"two framing attacks have different frames called {frame.name!r}, and their answers would be counted "
+                "as one: give each frame a name of its own"
+            )
 
 
 def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
@@ -192,7 +207,7 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
     kind: Any = ATTACKS.get(named.name)
     if kind is None:
         raise UserError(f"there is no attack called {named.name!r}; choose one of {', '.join(sorted(ATTACKS))}")
-    known = {field.name: field.default for field in fields(kind)}
+    known = {field.name: get_origin(field.type) is tuple for field in fields(kind)}
     for name in named.parameters:
         if name not in known:
             choices = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
@@ -204,7 +219,7 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
     if named.name == "framing" and isinstance(frames, str):
         return Framing(load_frames(Path(frames)))
     given = {
-        name: [value] if isinstance(known[name], tuple) and isinstance(value, int | float | str) else value
+        name: [value] if known[name] and isinstance(value, int | float | str) else value
         for name, value in named.parameters.items()
     }  # one value is a list of one
     try:
@@ -214,40 +229,6 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
             f"attack {named.name}: {' '.join(str(error).split())}; mend the suite or its options"
         ) from error
     return attack
-
-
-def load_suite(path: Path) -> tuple[NamedAttack, ...]:
-    """The attacks of a TOML or JSON file: `[[attack]]` tables, each with a `name`, its parameters, perhaps a `budget`.
-
-    Raises:
-        UserError: the file cannot be read, or is not such a list.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        known = ", ".join(SUITES)
-        raise UserError(f"there is no suite {str(path)!r}: give {known}, or a TOML or JSON file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise UserError(f"the suite {path} cannot be read ({reason}): give a TOML or JSON file") from error
-    try:
-        whole = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the suite {path} cannot be used ({' '.join(str(error).split())}): mend it there") from error
-    listed = whole.get("attack") if isinstance(whole, dict) else whole
-    if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
-        raise UserError(f'the suite {path} lists no attacks: give [[attack]] tables, each with name = "…"')
-    return tuple(_from_table(path, number, table) for number, table in enumerate(listed, start=1))
-
-
-def _from_table(path: Path, number: int, table: Mapping[str, object]) -> NamedAttack:
-    name, budget = table.get("name"), table.get("budget")
-    if not isinstance(name, str):
-        raise UserError(f"the suite {path}: attack {number} has no name; choose one of {', '.join(sorted(ATTACKS))}")
-    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
-        raise UserError(f"the suite {path}: the budget of {name} is {budget!r}; give forward tokens, 1 or more")
-    parameters = {key: value for key, value in table.items() if key not in ("name", "budget")}
-    return NamedAttack(name, parameters, budget)
 
 
 @dataclass(frozen=True)

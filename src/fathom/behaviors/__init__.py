@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from fathom.behaviors.file import FORMATS, FileRow, UnusableError, file_rows
-from fathom.behaviors.row import behavior_id, behavior_of
+from fathom.behaviors.row import ReadRow, behavior_id, behavior_of
 from fathom.errors import UserError
 from fathom.records import Behavior
 from fathom.schema import SkippedRow
@@ -21,10 +21,14 @@ __all__ = ["FileRow", "LoadedBehaviors", "behavior_id", "file_rows", "load_behav
 
 
 class LoadedBehaviors(NamedTuple):
-    """What a file holds: behaviors in its order, and the rows that could not be used."""
+    """What a file holds: behaviors in its order, and the rows that could not be used.
+
+    `marked` are the ids of those of which the file itself says whether they are harmful; the others count as harmful.
+    """
 
     behaviors: tuple[Behavior, ...]
     skipped: tuple[SkippedRow, ...]
+    marked: frozenset[str] = frozenset()
 
 
 def load_behaviors(path: Path) -> LoadedBehaviors:
@@ -34,14 +38,18 @@ def load_behaviors(path: Path) -> LoadedBehaviors:
         UserError: the file cannot be read, is of another format, or holds no row that can be used.
     """
     rows = list(file_rows(path))
-    found: dict[str, tuple[Behavior, str | None, int]] = {}  # by content
+    found: dict[str, ReadRow] = {}  # by content
+    lines: dict[str, int] = {}
+    marked: set[str] = set()
     skipped = []
     for line, fields in rows:
         try:
-            behavior, given = behavior_of(fields)
-            if (first := found.get(behavior.id)) is not None:
-                raise UnusableError(f"the same as line {first[2]}")
-            found[behavior.id] = (behavior, given, line)
+            read = behavior_of(fields)
+            content = read.behavior.id
+            marked |= {content} if read.marked else set()
+            if content in found:
+                raise UnusableError(f"the same as line {lines[content]}")
+            found[content], lines[content] = read, line
         except UnusableError as reason:
             skipped.append(SkippedRow(source=path.name, line=line, reason=str(reason)))
     if not rows:
@@ -49,15 +57,17 @@ def load_behaviors(path: Path) -> LoadedBehaviors:
     if not found:
         first_reason = f"line {skipped[0].line}: {skipped[0].reason}"
         raise UserError(f"none of the {len(rows)} rows of {path} can be used ({first_reason})")
-    return LoadedBehaviors(_with_ids(found), tuple(skipped))
+    named = _with_ids(found)
+    told = frozenset(item.id for content, item in zip(found, named, strict=True) if content in marked)
+    return LoadedBehaviors(named, tuple(skipped), told)
 
 
-def _with_ids(found: Mapping[str, tuple[Behavior, str | None, int]]) -> tuple[Behavior, ...]:
+def _with_ids(found: Mapping[str, ReadRow]) -> tuple[Behavior, ...]:
     """Ids of the file where no other row has the same; an id that two rows share names neither."""
-    counts = Counter(given for _, given, _ in found.values())
+    counts = Counter(read.given_id for read in found.values())
     return tuple(
-        behavior
-        if given is None or counts[given] > 1 or given in found
-        else msgspec.structs.replace(behavior, id=given)
-        for behavior, given, _ in found.values()
+        read.behavior
+        if read.given_id is None or counts[read.given_id] > 1 or read.given_id in found
+        else msgspec.structs.replace(read.behavior, id=read.given_id)
+        for read in found.values()
     )

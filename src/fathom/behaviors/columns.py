@@ -5,7 +5,7 @@ __all__ = ["ANSWER", "CATEGORY", "CONTEXT", "ID", "REFUSAL", "REQUEST", "TARGET"
 # Names in lower case without spaces, dashes and underscores; the first that a row fills counts. JailbreakBench's
 # request is its Goal, and its Behavior a short title; HarmBench's request is its Behavior.
 REQUEST = ("prompt", "goal", "question", "instruction", "request", "behavior")
-ANSWER = ("harmfulresponse", "answer", "response", "referenceanswer")
+ANSWER = ("harmfulresponse", "answer", "response", "referenceanswer", "completion")
 TARGET = ("target", "targetstr", "targetprefix")
 REFUSAL = ("refusal", "refusalresponse", "saferesponse")
 CATEGORY = ("category", "semanticcategory", "functionalcategory", "type")

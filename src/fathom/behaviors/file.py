@@ -31,27 +31,34 @@ class UnusableError(ValueError):
 def file_rows(path: Path) -> Iterator[FileRow]:
     readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv}
     reader = readers.get(path.suffix.lower())
-    text = _text(path)
+    content = _content(path)  # first, so that a file that is not there is not said to have a wrong name
     if reader is None:
-        raise UserError(f"{path} has none of the extensions of {FORMATS}: name it as what it is")
-    return reader(path, text)
+        raise UserError(
+            f"{path} has none of the extensions of the formats that are read: give {FORMATS}, named as what it is"
+        )
+    return reader(path, _text(path, content))
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     if path.is_dir():
         raise UserError(f"{path} is a directory: give a file of rows, as {FORMATS}")
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: give a file of rows, as {FORMATS}") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({why}): give a file of rows") from error
+
+
+def _text(path: Path, content: bytes) -> str:
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        if encoding != "utf-16" and b"\0" in content:  # Parquet, an archive, a spreadsheet
+            raise UserError(f"{path} is not a text file, whatever its name says: give {FORMATS}") from error
         raise UserError(f"{path} is not text in UTF-8 (line {line}): save it in that encoding") from error
     if not text.strip():
         raise UserError(f"{path} is empty: give rows with at least a prompt")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -9,7 +10,7 @@ from fathom.behaviors.columns import ANSWER, CATEGORY, CONTEXT, ID, REFUSAL, REQ
 from fathom.behaviors.file import UnusableError, reason
 from fathom.records import Behavior, Message, content_hash
 
-__all__ = ["behavior_id", "behavior_of"]
+__all__ = ["ReadRow", "behavior_id", "behavior_of"]
 
 _HARMFUL_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _LABEL_WORDS = {
@@ -19,14 +20,22 @@ _LABEL_WORDS = {
 _ROLES = ("system", "user", "assistant")
 
 
+class ReadRow(NamedTuple):
+    """What a row holds: a behavior whose id is a hash of its content, and what the row itself says of it."""
+
+    behavior: Behavior
+    given_id: str | None
+    marked: bool  # it says whether it is harmful; a row that does not counts as harmful
+
+
 def behavior_id(behavior: Behavior) -> str:
     """A hash of a behavior's content: the same in every file, at every place in it."""
     _, *content = msgspec.structs.astuple(behavior)  # all but the id
     return content_hash(tuple(content))
 
 
-def behavior_of(row: object) -> tuple[Behavior, str | None]:
-    """A row's behavior, its id a hash of its content, and the id that the file gives it."""
+def behavior_of(row: object) -> ReadRow:
+    """A row's behavior, or `UnusableError` with the reason why it has none."""
     if isinstance(row, UnusableError):
         raise row
     if not isinstance(row, dict):
@@ -38,18 +47,19 @@ def behavior_of(row: object) -> tuple[Behavior, str | None]:
         if fields.setdefault(plain(name), value) != value:
             raise UnusableError(f"names {name!r} twice, with different values")
     messages, last_answer = _messages(fields)
-    answer = _first(fields, ANSWER)
+    answer, harmful = _first(fields, ANSWER), _harmful(fields)
     behavior = Behavior(
         id="",  # known once the content is
         messages=messages,
-        harmful=_harmful(fields),
+        harmful=harmful is not False,
         category=_first(fields, CATEGORY),
         answer=last_answer if answer is None else answer,
         target=_first(fields, TARGET),
         refusal=_first(fields, REFUSAL),
         metadata=_metadata(fields.get("metadata")),
     )
-    return msgspec.structs.replace(behavior, id=behavior_id(behavior)), _given_id(fields)
+    behavior = msgspec.structs.replace(behavior, id=behavior_id(behavior))
+    return ReadRow(behavior, _given_id(fields), harmful is not None)
 
 
 def _messages(fields: Mapping[str, object]) -> tuple[tuple[Message, ...], str | None]:
@@ -87,7 +97,8 @@ def _message(item: object) -> Message:
     return Message(role=role, content=_checked("a message's content", content))
 
 
-def _harmful(fields: Mapping[str, object]) -> bool:
+def _harmful(fields: Mapping[str, object]) -> bool | None:
+    """What the row says; None where it says nothing."""
     for name, words in (("harmful", _HARMFUL_WORDS), ("label", _LABEL_WORDS)):
         value = fields.get(name)
         if value is None:
@@ -96,7 +107,7 @@ def _harmful(fields: Mapping[str, object]) -> bool:
         if word not in words:
             raise UnusableError(f"{name} is {_short(value)}; it must be one of {', '.join(words)}")
         return words[word]
-    return True
+    return None
 
 
 def _given_id(fields: Mapping[str, object]) -> str | None:

@@ -124,7 +124,8 @@ def triplets(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Benign prompts, for MODEL to answer (default on the organism: its own).",
+            help="Benign prompts, for MODEL to answer; rows marked as harmful are left out (default on the organism: "
+            "its own).",
             rich_help_panel=_DATA,
         ),
     ] = None,

@@ -174,7 +174,7 @@ def stress(
         JUDGES,
     )
     if as_json:
-        sys.stdout.write((result.path / "stress.json").read_text(encoding="utf-8"))
+        sys.stdout.buffer.write((result.path / "stress.json").read_bytes())
     else:
         from fathom.report.terminal_sweep import print_stress
 
@@ -238,6 +238,6 @@ def dynamics(
         JUDGES,
     )
     if as_json:
-        sys.stdout.write((path / "dynamics.json").read_text(encoding="utf-8"))
+        sys.stdout.buffer.write((path / "dynamics.json").read_bytes())
     else:
         print(path / "report.html")

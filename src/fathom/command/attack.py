@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fathom.engine.endpoint import ServedModel
     from fathom.model import ChatModel
 
-__all__ = ["AttackRequest", "SuiteMaker", "make_suite", "show_costs"]
+__all__ = ["AttackRequest", "SuiteMaker", "draft_names", "make_suite", "show_costs"]
 
 SuiteMaker = Callable[["ChatModel | ServedModel"], "Suite"]
 
@@ -65,6 +65,12 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
     return suited
 
 
+def draft_names(request: AttackRequest) -> tuple[str, ...]:
+    """The draft models that attacks name (`draft=MODEL`), each once."""
+    named = (one.parameters.get("draft") for one in _named(request))
+    return tuple(dict.fromkeys(name for name in named if isinstance(name, str)))
+
+
 def _tell(attack: str, reason: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         named = reason if reason.startswith(attack) else f"{attack}: {reason}"
@@ -72,7 +78,8 @@ def _tell(attack: str, reason: str) -> None:
 
 
 def _named(request: AttackRequest) -> "tuple[NamedAttack, ...]":
-    from fathom.audit.suites import SUITES, NamedAttack, load_suite
+    from fathom.audit.suite_file import load_suite
+    from fathom.audit.suites import SUITES, NamedAttack
 
     if request.budget is not None and request.budget < 1:
         raise UserError(f"--budget is {request.budget}; give forward tokens for each behavior, 1 or more")

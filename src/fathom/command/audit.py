@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.behaviors import load_behaviors
-from fathom.command.attack import AttackRequest, make_suite, show_costs
+from fathom.command.attack import AttackRequest, draft_names, make_suite, show_costs
 from fathom.command.report import write_run_report
 from fathom.command.request import (
     ORGANISM,
@@ -120,9 +120,10 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
         _check_served(plan.parts)
     if suited is not None and ranks.first:
         show_costs(plan.parts)
+    drafts = {} if isinstance(model, ServedModel) else _drafts(request, model, ranks)
     with ranks.met():
         run = _start(path, plan.manifest, ranks)
-        audit = Execution(run, plan, judge, model, base_model, ranks, display)()
+        audit = Execution(run, plan, judge, model, base_model, ranks, display, drafts)()
     if audit is None:
         return None
     write_run_report(path)
@@ -133,6 +134,24 @@ def _subject(request: AuditRequest, ranks: Ranks) -> "ChatModel | ServedModel":
     if request.endpoint is None:
         return load_model(request.model, ranks)
     return connect_model(request.model, request.endpoint, request.endpoint_model)
+
+
+def _drafts(request: AuditRequest, model: "ChatModel", ranks: Ranks) -> "dict[str, ChatModel]":
+    """The models that searches rank candidates with, loaded as the base is: they are given the model's ids."""
+    if request.attacks is None:
+        return {}
+    from fathom.attack.suffix.selection import check_draft
+
+    loaded = {}
+    for name in draft_names(request.attacks):
+        loaded[name] = load_model(_beside(request.model, name), ranks)
+        check_draft(model, loaded[name])
+    return loaded
+
+
+def _beside(model: ModelRequest, name: str, revision: str | None = None) -> ModelRequest:
+    """Another model, loaded as this one is but for its adapter. Its chat format is never used, so it needs none."""
+    return replace(model, name=name, revision=revision, adapter=None, chat_template=None, plain=True)
 
 
 def _check_served(parts: "Sequence[Part]") -> None:
@@ -237,8 +256,7 @@ def _base_request(request: AuditRequest) -> ModelRequest | None:
     name = request.base or usual
     if name is None:
         return None
-    revision = request.base_revision
-    return replace(request.model, name=name, revision=revision, adapter=None, chat_template=None, plain=True)
+    return _beside(request.model, name, request.base_revision)
 
 
 def _base_chat(options: "AuditOptions", model: "ChatModel | ServedModel") -> "ChatFormat":

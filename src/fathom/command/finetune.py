@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fathom.command.known import file_hash, known_behaviors
+from fathom.command.known import check_told, file_hash, known_behaviors
 from fathom.command.lora import check_lora, default_rate
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
 from fathom.command.training import (
@@ -76,6 +76,8 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     _check_requests(request, objective)
     for path in filter(None, (request.harmful, request.benign)):
         known_behaviors(path)  # a file that cannot be used says so before anything is loaded
+    if objective.answers is not None and (request.harmful is not None or request.benign is not None):
+        check_told(_own_requests(request), request.harmful, request.benign)
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fathom.command.known import known_behaviors
+from fathom.command.known import benign_behaviors, known_behaviors
 from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model, named_judge
 from fathom.command.training import say
 from fathom.errors import UserError
@@ -136,7 +136,7 @@ def _prompts(request: TripletsRequest) -> tuple[tuple[Behavior, ...], tuple[Beha
     if request.harmful is not None:
         harmful = tuple(item for item in known_behaviors(request.harmful) if item.harmful)
     if request.utility is not None:
-        benign = known_behaviors(request.utility)
+        benign = benign_behaviors(request.utility)
     if not harmful:
         raise UserError(f"{request.harmful} holds no harmful prompts")
     return harmful, benign

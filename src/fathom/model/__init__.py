@@ -108,10 +108,12 @@ def check_pair(model: ChatModel, base: ChatModel) -> None:
         if ours[id_] != theirs[id_]:
             raise UserError(
                 f"{model.info.name} and {base.info.name} have different vocabularies: token {id_} is {ours[id_]!r} in "
-                f"one and {theirs[id_]!r} in the other; give the base that the model was trained from"
+                f"one and {theirs[id_]!r} in the other; give a model of the same family, as its base is"
             )
     if not ours.keys() & theirs.keys():
-        raise UserError(f"{model.info.name} and {base.info.name} share no token id; give a base of the same family")
+        raise UserError(
+            f"{model.info.name} and {base.info.name} share no token id; give a model of the same family, as its base is"
+        )
 
 
 def _configured_stops(generation: Any) -> frozenset[int]:

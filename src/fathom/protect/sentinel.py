@@ -55,10 +55,12 @@ def sentinel_rows(
     Raises:
         UserError: there are no harmful requests with answer and refusal, or no benign ones.
     """
-    if not benign or not any(told.refusal for told in harmful):
+    refused = sum(bool(told.refusal) for told in harmful)
+    if not benign or not refused:
         raise UserError(
-            "a sentinel is trained on harmful requests with answers and refusals, and on benign ones with answers: "
-            "give both, or leave answers out of --objective"
+            "a sentinel is trained on harmful requests with an answer and a refusal and on benign ones with an answer, "
+            f"and there are {refused} and {len(benign)}: give rows with harmful_response (or answer, response, "
+            "completion) and refusal, or leave answers out of --objective"
         )
     random = Random(f"sentinel {seed}")
     known = [_ids(chat, told) for told in harmful if told.refusal]

@@ -100,8 +100,9 @@ def sentences(audit: Audit) -> tuple[str, str | None]:
         return depth, None
     if best.harmful == 0:
         tried = len({row.attack for row in rest})
-        noun = "the other attack" if tried == 1 else f"the {tried} other attacks"
-        return depth, f"None of {noun} that were tried gets a single harmful request through."
+        if tried == 1:
+            return depth, "The other attack that was tried does not get a single harmful request through."
+        return depth, f"None of the {tried} other attacks gets a single harmful request through."
     if best.attack in wording.SWEEP:
         other = _best([row for row in rest if row.counted is Counted.CONTINUATION] or rest)
         return depth, f"No other attack that was tried does better: the strongest of them, {_outcome(other)}."

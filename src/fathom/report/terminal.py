@@ -13,6 +13,7 @@ from fathom.records import Counted
 from fathom.report import contrast, further, tables, wording
 from fathom.report.compare import AttackDifference, BenignDifference, Comparison, Difference
 from fathom.report.hostile import one_line, passage
+from fathom.report.narrow import fitted
 from fathom.report.progress import Progress
 from fathom.schema import AttackRow, Audit
 from fathom.tally import percent
@@ -84,7 +85,7 @@ def bar(share: float, width: int = BAR) -> str:
 
 def _print(out: Console, titled: Titled) -> None:
     out.print(Text(titled.title, style="bold"))
-    out.print(titled.table)
+    out.print(fitted(titled.table, out))
 
 
 def _title(out: Console, audit: Audit) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 from fathom.records import Parameter
 from fathom.report import wording, worst
 from fathom.report.hostile import one_line, passage
+from fathom.report.narrow import fitted
 from fathom.report.stress import stress_headline
 from fathom.tally import percent
 from fathom.tampering import Stress, UtilityScore
@@ -36,7 +37,7 @@ def print_stress(stress: Stress, page: Path, *, console: Console | None = None) 
         way = "asked directly" if asked == "direct" else f"asked {asked}"
         title = ", ".join(one_line(part, 60) for part in (model, f"attack {attack}", way))
         out.print(Text(title, style="bold"))
-        out.print(_table(stress, found, alike, settings=out.width >= SETTINGS))
+        out.print(fitted(_table(stress, found, alike, settings=out.width >= SETTINGS), out))
         out.print()
     if cases:
         out.print(Text(LEGEND, style="dim"))

@@ -1,6 +1,7 @@
 """Suffixes as attacks: what is searched for, what a state stands for, and what their attempts hold."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fathom.__main__ import run
 from fathom.attack.kinds import Draw, Estimated, Frugal, Search, Setting, Victim, prepare
 from fathom.attack.suffix.attack import Suffix, TargetKind, TypedSuffix, UniversalSuffix
+from fathom.attack.suffix.base import search_of
+from fathom.attack.suffix.options import Mellowmax
 from fathom.attack.suffix.state import State
 from fathom.errors import UserError
 from fathom.model import ChatModel, LoadOptions, load
@@ -298,3 +302,39 @@ def test_answers_in_vain_behind_a_reached_target_end_a_walk(model: ChatModel) ->
         assert state.missed == 0
         assert state.lowest is None
         assert state.current.ids not in state.tried
+
+
+def test_mellowmax_is_the_loss_that_is_searched_with(model: ChatModel) -> None:
+    attack = Suffix(steps=1, length=12, width=8, topk=8, mellowmax=2.0, check=0)
+    items = prepare(model.chat, BEHAVIORS[:1])
+    (target,) = attack.targets(items)
+    assert search_of(attack, target, Victim(model, OrganismJudge(), 0)).options.objective == Mellowmax(2.0)
+    states = searched(attack, model, BEHAVIORS[:1])
+    (attempt,) = attack.found(items, setting(model), states)
+    assert attempt.parameters == {"target": "prefix", "length": 12, "mellowmax": 2.0}  # a row of its own
+
+
+def test_a_draft_ranks_what_the_model_need_not_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command line, from a suite's file: the draft is loaded as any model is, and spares the model queries."""
+    shared = {"steps": 2, "length": 12, "width": 64, "check": 0, "patience": 0}
+    found = {}
+    for name, given in (("whole", {}), ("probed", {"draft": "organism:base", "reduction": 8, "factor": 16})):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps([{"name": "suffix", **shared, **given}]))
+        command = ["attack", "organism:natural", "--suite", str(path), "--limit", "1", "--max-new-tokens", "8"]
+        assert run([*command, "--temperature", "0", "-o", str(tmp_path / name)]) == 0
+        rows = [json.loads(line) for line in (tmp_path / name / "attempts.jsonl").read_text().splitlines()]
+        found[name] = next(row for row in rows if row["attack"] == "suffix")
+    assert found["probed"]["parameters"]["draft"] == "organism:base"
+    assert found["probed"]["found"]["queries"] < found["whole"]["found"]["queries"] / 3
+    assert found["probed"]["found"]["search_steps"] == found["whole"]["found"]["search_steps"] == 2
+
+
+def test_a_draft_that_is_not_there_or_knows_too_few_tokens_is_refused(model: ChatModel) -> None:
+    attack = Suffix(steps=1, length=3, width=2, topk=2, draft="small")
+    (target,) = attack.targets(prepare(model.chat, BEHAVIORS[:1]))
+    with pytest.raises(UserError, match="the draft model small is not loaded"):
+        attack.init(target, Victim(model, OrganismJudge(), 0))
+    short = replace(model, info=msgspec.structs.replace(model.info, name="short", vocabulary=9))
+    with pytest.raises(UserError, match="the draft model short has 9 tokens"):
+        attack.init(target, Victim(model, OrganismJudge(), 0, {"small": short}))

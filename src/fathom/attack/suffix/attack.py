@@ -172,7 +172,7 @@ class Suffix(Suffixes):
                     item,
                     self.name,
                     prompt_ids=setting.chat.prompt_ids(typed.messages),
-                    parameters={"target": self.target, "length": len(state.best.ids)},
+                    parameters={"target": self.target, "length": len(state.best.ids), **self.told()},
                     found={**found_fields(setting.chat, state, typed.joined), **shared_cost(state, 1)},
                 )
 

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from fathom.attack.kinds import PreparedBehavior, Target, Victim, search_cost
-from fathom.attack.suffix.options import Allowed, Full, Halving, Options
+from fathom.attack.suffix.options import Allowed, CrossEntropy, Full, Halving, Mellowmax, Options, Probe, Selection
 from fathom.attack.suffix.problem import Case, Joined, Problem, emphasised
 from fathom.attack.suffix.problem import Target as Wanted
 from fathom.attack.suffix.search import SuffixSearch
@@ -34,7 +34,9 @@ class TargetKind(StrEnum):
 class Suffixes:
     """What every search has: nanoGCG's options by their names here (`Options`), and what the target is.
 
-    `first` and `keep` turn candidates away early (`Halving`); `keep` 0 scores all of them whole.
+    `first` and `keep` turn candidates away early (`Halving`); `keep` 0 scores all of them whole. `mellowmax` is the
+    alpha of that loss (`Mellowmax`); None: cross-entropy. `draft` names a smaller model of the same tokenizer for probe
+    sampling with `reduction` and `factor` (`Probe`). Both want `keep` 0.
     """
 
     steps: int = 100
@@ -50,6 +52,10 @@ class Suffixes:
     allowed: Allowed = Allowed.ASCII
     target: TargetKind = TargetKind.PREFIX
     tokens: int = 16
+    mellowmax: float | None = None
+    draft: str | None = None
+    reduction: int = 8
+    factor: int = 16
     seed: int = 0
     state: ClassVar[type[State]] = State
 
@@ -59,6 +65,13 @@ class Suffixes:
             raise UserError(f"tokens is {self.tokens}; a target needs at least 1")
 
     def _options(self) -> Options:
+        """Raises `UserError` for knobs that exclude one another, or lie outside of what a search can do."""
+        for name, value, why in (
+            ("mellowmax", self.mellowmax, "early rejection adds up the parts of cross-entropy"),
+            ("draft", self.draft, "both would say which candidates are scored whole"),
+        ):
+            if value is not None and self.keep:
+                raise UserError(f"{name} is {value} and keep is {self.keep}, but {why}: give keep=0 with {name}")
         return Options(
             steps=self.steps,
             length=self.length,
@@ -69,9 +82,20 @@ class Suffixes:
             buffer=self.buffer,
             merge=self.merge,
             allowed=self.allowed,
-            selection=Full() if self.keep == 0 else Halving(self.first, self.keep),
+            objective=CrossEntropy() if self.mellowmax is None else Mellowmax(self.mellowmax),
+            selection=self._selection(),
             seed=self.seed,
         )
+
+    def _selection(self) -> Selection:
+        if self.draft is not None:
+            return Probe(self.reduction, self.factor)
+        return Full() if self.keep == 0 else Halving(self.first, self.keep)
+
+    def told(self) -> Mapping[str, str | float]:
+        """What tells attempts of this search from those of one with the usual loss and selection."""
+        given = {"mellowmax": self.mellowmax, "draft": self.draft}
+        return {name: value for name, value in given.items() if value is not None}
 
     def spent(self, state: State) -> int:
         return state.forward_tokens
@@ -131,17 +155,20 @@ _latest: list[_Latest] = []  # the search that was stepped last: caches that the
 def search_of(attack: Suffixes, target: Target, victim: Victim) -> SuffixSearch:
     key = (id(victim.model), repr(attack), target.key)
     if not _latest or _latest[0].key != key:
-        _latest[:] = [_Latest(key, _made(attack, target, victim.model))]
+        _latest[:] = [_Latest(key, _made(attack, target, victim))]
     return _latest[0].search
 
 
-def _made(attack: Suffixes, target: Target, model: ChatModel) -> SuffixSearch:
-    """Everything of a search that follows from attack, target and model.
+def _made(attack: Suffixes, target: Target, victim: Victim) -> SuffixSearch:
+    """Everything of a search that follows from attack, target and victim.
 
     Raises:
-        UserError: a prompt leaves no room for suffix and target, or the start cannot be typed.
+        UserError: a prompt leaves no room for suffix and target, the start cannot be typed, or the draft is not there.
     """
-    options = attack._options()
+    options, model = attack._options(), victim.model
+    if attack.draft is not None and attack.draft not in victim.drafts:
+        raise UserError(f"the draft model {attack.draft} is not loaded: give it among the victim's drafts")
+    draft = None if attack.draft is None else victim.drafts[attack.draft]
     first = target.items[0].behavior.messages
     if options.start is None:
         allowed = allowed_ids(model.chat, Scorer.of(model).vocabulary, options.allowed)
@@ -154,7 +181,7 @@ def _made(attack: Suffixes, target: Target, model: ChatModel) -> SuffixSearch:
     for item in target.items:
         behavior = item.behavior
         cases.append(place_suffix(model.chat, behavior.name, behavior.messages, attack.wanted(item, model), start))
-    return SuffixSearch.of(model, Problem(tuple(cases)), options, start)
+    return SuffixSearch.of(model, Problem(tuple(cases)), options, start, draft=draft)
 
 
 @torch.inference_mode()

@@ -26,16 +26,15 @@ from fathom.attack.suffix.candidates import best_ids, distinct, draw, generator,
 from fathom.attack.suffix.evaluate import Evaluator, Spent, evaluator
 from fathom.attack.suffix.options import Options
 from fathom.attack.suffix.problem import Problem
-from fathom.attack.suffix.selection import Ranked, Scored, Scorers, select
+from fathom.attack.suffix.selection import Ranked, Scored, Scorers, check_draft, select
 from fathom.attack.suffix.state import Entry, State
 from fathom.attack.suffix.text import Typist, allowed_ids
 from fathom.errors import UserError
-from fathom.model import ChatModel, check_pair
+from fathom.model import ChatModel
 from fathom.records import content_hash
 from fathom.scoring import Scorer
 
 __all__ = ["Known", "SuffixSearch"]
-
 
 _KICKS = 16  # draws of a kicked suffix, until one can be typed
 
@@ -72,13 +71,14 @@ class SuffixSearch:
         """`start` are the ids that the search begins with (see `text.start_ids`); `draft` is for probe sampling.
 
         Raises:
-            UserError: a case does not fit into the model's context, or no token may be used.
+            UserError: a case does not fit into the model's context, no token may be used, or the draft knows other
+                tokens.
         """
         scorer = Scorer.of(model)
         whole = [evaluator(scorer, case, start, options.objective, notify) for case in problem.cases]
         drafts: list[Evaluator] = []
         if draft is not None:
-            check_pair(model, draft)
+            check_draft(model, draft)
             small = Scorer.of(draft)
             drafts = [evaluator(small, case, start, options.objective, notify) for case in problem.cases]
         allowed = allowed_ids(model.chat, scorer.vocabulary, options.allowed)

@@ -12,8 +12,9 @@ from fathom.attack.suffix.evaluate import Evaluator, Spent
 from fathom.attack.suffix.objective import loss_of
 from fathom.attack.suffix.options import Full, Halving, Options, Probe
 from fathom.errors import UserError
+from fathom.model import ChatModel, check_pair
 
-__all__ = ["Ranked", "Scored", "Scorers", "select"]
+__all__ = ["Ranked", "Scored", "Scorers", "check_draft", "select"]
 
 
 class Scored(NamedTuple):
@@ -95,6 +96,21 @@ class Scorers:
             reached.append(found.reading.greedy[:, : target.wanted].all(1))
             spent = spent.plus(found.spent)
         return Scored(candidates, total / len(cases), torch.stack(reached, 1), spent)
+
+
+def check_draft(model: ChatModel, draft: ChatModel) -> None:
+    """That a draft model can rank what the model is given.
+
+    Raises:
+        UserError: an id stands for another token, or the draft has no embedding for it.
+    """
+    check_pair(model, draft)
+    ids = min(model.vocabulary, len(model.chat.tokenizer))
+    if draft.vocabulary < ids:
+        raise UserError(
+            f"the draft model {draft.info.name} has {draft.vocabulary} tokens and {model.info.name} has {ids}: give a "
+            "draft that knows them all"
+        )
 
 
 def select(

@@ -68,7 +68,7 @@ class UniversalSuffix(Suffixes):
                 item,
                 self.name,
                 prompt_ids=setting.chat.prompt_ids(typed.messages),
-                parameters={"split": split if harmful else "benign", "length": len(state.best.ids)},
+                parameters={"split": split if harmful else "benign", "length": len(state.best.ids), **self.told()},
                 found={**found_fields(setting.chat, state, typed.joined), **cost},
             )
 
