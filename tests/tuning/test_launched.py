@@ -58,8 +58,17 @@ def launch(script: str, line: list[str], recipe: str, *options: str) -> str:
     """What two processes of accelerate say."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(RECIPES / recipe)]
     command += ["--num_processes", "2", "--main_process_port", "0", *options]
-    done = subprocess.run(
-        [*command, str(Path(__file__).with_name(script)), *line],
+    command += [str(Path(__file__).with_name(script)), *line]
+    done = launched(command)
+    if "RendezvousConnectionError" in done.stderr:  # another process took the port between its choice and its use
+        done = launched(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def launched(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
         env={
             **os.environ,
             "PYTHONPATH": str(Path(fathom.__file__).parents[1]),
@@ -72,8 +81,6 @@ def launch(script: str, line: list[str], recipe: str, *options: str) -> str:
         timeout=500,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 def all_in_parts(said: str) -> bool:
