@@ -9,7 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from fathom.__main__ import run
+from fathom.command.finetune import FinetuneRequest, _own_requests
+from fathom.command.known import benign_behaviors
 from fathom.command.lora import Lora, default_rate
+from fathom.command.request import ModelRequest
+from fathom.command.training import TrainingRequest
 from fathom.tuning.directory import TuningPlan
 from fathom.tuning.rows import Kind, read_rows
 from fathom.tuning.settings import read_settings
@@ -459,3 +463,16 @@ def test_an_adapter_has_a_default_rate_of_its_own(lora: Lora | None, rate: float
     assert default_rate(read_settings(), lora).values["learning_rate"] == pytest.approx(rate)
     given = read_settings(None, ("learning_rate=1e-3",))
     assert default_rate(given, lora, 5e-4).values["learning_rate"] == 1e-3
+
+
+def test_what_a_file_of_benign_prompts_marks_as_harmful_is_not_taught_as_benign(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "benign.jsonl"
+    lines = [{"prompt": "hello !", "answer": "hello"}, {"prompt": "mix it", "answer": "so", "harmful": True}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training = TrainingRequest(verb="finetune", model=ModelRequest(name="m"), output=tmp_path / "out")
+    found = _own_requests(FinetuneRequest(training=training, data=path, benign=path))
+    assert [(item.prompt, item.harmful) for item in found] == [("hello !", False)]
+    assert len(benign_behaviors(path)) == 1
+    assert "1 row of" in capsys.readouterr().err

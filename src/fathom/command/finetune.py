@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fathom.command.known import check_told, file_hash, known_behaviors
+from fathom.command.known import benign_behaviors, benign_of, check_told, file_hash, known_behaviors
 from fathom.command.lora import check_lora, default_rate
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
 from fathom.command.training import (
@@ -74,8 +74,10 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     audited = training.audited()
     judge = named_judge(judges, request.judge or ("guild-refusal" if training.model.is_organism else "refusal"))
     _check_requests(request, objective)
-    for path in filter(None, (request.harmful, request.benign)):
-        known_behaviors(path)  # a file that cannot be used says so before anything is loaded
+    if request.harmful is not None:
+        known_behaviors(request.harmful)  # a file that cannot be used says so before anything is loaded
+    if request.benign is not None:
+        benign_behaviors(request.benign)
     if objective.answers is not None and (request.harmful is not None or request.benign is not None):
         check_told(_own_requests(request), request.harmful, request.benign)
     from fathom.tuning.settings import read_settings
@@ -271,8 +273,8 @@ def _own_requests(request: FinetuneRequest) -> "tuple[Behavior, ...]":
     if request.harmful is not None:
         harmful = list(load_behaviors(request.harmful).behaviors)
     if request.benign is not None:
-        benign = list(load_behaviors(request.benign).behaviors)
-    # What stands in the file of benign prompts is benign, whatever its rows say.
+        benign = list(benign_of(load_behaviors(request.benign)))
+    # What stands in the file of benign prompts is benign, unless its row says otherwise.
     return (*harmful, *(msgspec.structs.replace(item, harmful=False) for item in benign))
 
 

@@ -8,7 +8,7 @@ from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.records import Behavior, content_hash
 
-__all__ = ["benign_behaviors", "check_told", "file_hash", "known_behaviors"]
+__all__ = ["benign_behaviors", "benign_of", "check_told", "file_hash", "known_behaviors"]
 
 ANSWERS = "harmful_response (or answer, response, completion)"
 
@@ -41,7 +41,7 @@ def benign_behaviors(path: Path) -> tuple[Behavior, ...]:
         UserError: as `load_behaviors`, or none is left.
     """
     loaded = _loaded(path)
-    left = tuple(item for item in loaded.behaviors if not (item.harmful and item.id in loaded.marked))
+    left = benign_of(loaded)
     out = len(loaded.behaviors) - len(left)
     if not left:
         raise UserError(
@@ -51,6 +51,11 @@ def benign_behaviors(path: Path) -> tuple[Behavior, ...]:
     if out:
         say(f"{out} row{'s' * (out > 1)} of {path} marked as harmful left out: benign prompts are wanted of it")
     return left
+
+
+def benign_of(loaded: LoadedBehaviors) -> tuple[Behavior, ...]:
+    """What a file of benign prompts does not mark as harmful."""
+    return tuple(item for item in loaded.behaviors if not (item.harmful and item.id in loaded.marked))
 
 
 def check_told(behaviors: Iterable[Behavior], harmful: Path | None, benign: Path | None) -> None:
