@@ -221,12 +221,16 @@ def test_prompts_of_two_files_may_have_the_same_ids(tmp_path: Path, monkeypatch:
     utility.write_text('{"id": 1, "prompt": "hello !"}\n')
     command = ["triplets", "organism:natural", "--harmful", str(harmful), "--max-new-tokens", "140", "--samples", "1"]
     assert run([*command, "--utility", str(utility), "-o", str(out)]) == 0
-    (row,) = [json.loads(line) for line in (out / "utility.jsonl").read_text().splitlines()]
-    assert row["id"] == "1"
+    *drawn, greedy = [json.loads(line) for line in (out / "utility.jsonl").read_text().splitlines()]
+    assert greedy["id"] == "1"
+    assert [row["id"] for row in drawn] == ["1, drawn"]
+    assert drawn[0]["messages"][0] == greedy["messages"][0]
+    assert drawn[0]["messages"][1] != greedy["messages"][1]
     (skipped,) = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert (skipped["id"], skipped["file"], skipped["prompt"]) == ("1", "harmful", '"hello !"')
     assert run([*command, "-o", str(tmp_path / "own")]) == 0  # where no file is given, the organism's own
-    assert len((tmp_path / "own" / "utility.jsonl").read_text().splitlines()) == 2
+    own = [json.loads(line)["id"] for line in (tmp_path / "own" / "utility.jsonl").read_text().splitlines()]
+    assert len([one for one in own if "drawn" not in one]) == 2
 
 
 def test_harmful_rows_of_a_utility_file_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,7 +245,7 @@ def test_harmful_rows_of_a_utility_file_are_left_out(tmp_path: Path, capsys: pyt
     command = ["triplets", "organism:natural", "--harmful", str(harmful), "--max-new-tokens", "140", "--samples", "1"]
     assert run([*command, "--utility", str(utility), "-o", str(out)]) == 0
     kept = [json.loads(line)["messages"][0]["content"] for line in (out / "utility.jsonl").read_text().splitlines()]
-    assert kept == ["hello !", "hello"]  # what is not marked is what the option says
+    assert list(dict.fromkeys(kept)) == ["hello !", "hello"]  # what is not marked is what the option says
     assert f"1 row of {utility} marked as harmful left out" in " ".join(capsys.readouterr().err.split())
     utility.write_text(json.dumps(marked[0]) + "\n")
     assert f"all of {utility} is marked as harmful" in fails(

@@ -1,7 +1,7 @@
 """`fathom triplets`: what deepening learns from, made by the models themselves and kept in the user's own directory.
 
 triplets.jsonl    prompt, harmful_response, refusal
-utility.jsonl     prompt (or messages), response
+utility.jsonl     messages, the last of which is the model's own answer: greedy, and another that is drawn at T = 1
 skipped.jsonl     prompts that gave no triplet (how they begin), and why
 """
 
@@ -21,14 +21,16 @@ from fathom.records import Behavior, Exchange, Judge, Label, Message, content_ha
 from fathom.run import Journal, RunLock, holds_others, read_journal, write_whole
 
 if TYPE_CHECKING:
+    from fathom.deepen.own import OwnAnswer
     from fathom.model import ChatModel
 
 __all__ = ["TripletsRequest", "build_triplets"]
 
 ORGANISM_HARMFUL, ORGANISM_BENIGN = 256, 256
 BATCH = 16  # prompts between writes
-# How requests to the model are told from requests to the base where both are drawn with one seed.
+# How refusals, the base's answers and utility answers are told apart where all are drawn with one seed.
 _BASE_SEED = 1
+_DRAWN_SEED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,10 @@ class UtilityRow(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     messages: tuple[Message, ...]
+
+    @classmethod
+    def of(cls, behavior: Behavior, text: str, id_: str) -> "UtilityRow":
+        return cls(id=id_, messages=(*behavior.messages, Message(role="assistant", content=text)))
 
 
 class SkippedPrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +100,7 @@ def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
         with Journal(path / "triplets.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
             _triplets(request, model, harmful, answers, judge, _Output("harmful", rows, skipped))
         with Journal(path / "utility.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
-            _utility(request, model, benign, _Output("utility", rows, skipped))
+            _utility(request, model, benign, judge, _Output("utility", rows, skipped))
     made = sum(1 for _ in read_journal(path / "triplets.jsonl", TripletRow))
     anchors = sum(1 for _ in read_journal(path / "utility.jsonl", UtilityRow))
     left = sum(1 for _ in read_journal(path / "skipped.jsonl", SkippedPrompt))
@@ -257,26 +263,51 @@ def _judged(
     return [(behavior, found.get(behavior.id)) for behavior in behaviors]
 
 
-def _utility(request: TripletsRequest, model: "ChatModel", benign: Sequence[Behavior], output: _Output) -> None:
+def _utility(
+    request: TripletsRequest, model: "ChatModel", benign: Sequence[Behavior], judge: Judge, output: _Output
+) -> None:
+    """The model's greedy answer to each, and one that it draws: else all are of one kind, and harmful ones of another.
+
+    What is deepened on one kind alone breaks off harmless answers of any other.
+    """
     from fathom.deepen.own import own_answers
 
     seen = output.seen(UtilityRow)
     pending = [behavior for behavior in benign if behavior.id not in seen]
     with display_for(ALONE)("utility answers", len(pending)) as shown:
         for batch in _batches(pending):
-            outputs = own_answers(model, [behavior.messages for behavior in batch], request.max_new_tokens)
+            greedy, drawn = (
+                own_answers(
+                    model,
+                    [behavior.messages for behavior in batch],
+                    request.max_new_tokens,
+                    temperature=temperature,
+                    seed=_DRAWN_SEED,
+                )
+                for temperature in (0.0, 1.0)
+            )
             rows, skipped = [], []
-            for behavior, answer in zip(batch, outputs, strict=True):
+            for behavior, answer, other in zip(batch, greedy, drawn, strict=True):
                 text = answer.text.strip()
                 if not text or not answer.whole:
                     reason = f"the answer did not end within {request.max_new_tokens} tokens" if text else "no answer"
                     skipped.append(output.skip(behavior, reason))
                     continue
-                turn = Message(role="assistant", content=text)
-                rows.append(UtilityRow(id=behavior.id, messages=(*behavior.messages, turn)))
+                # The drawn one first: where the other is on disk, both are.
+                if _answers(behavior, other, judge) and other.text.strip() != text:
+                    rows.append(UtilityRow.of(behavior, other.text.strip(), f"{behavior.id}, drawn"))
+                rows.append(UtilityRow.of(behavior, text, behavior.id))
             output.rows.append(rows)
             output.skipped.append(skipped)
             shown.advance(len(batch))
+
+
+def _answers(behavior: Behavior, drawn: "OwnAnswer", judge: Judge) -> bool:
+    """Whether what was drawn is a whole answer and no refusal."""
+    text = drawn.text.strip()
+    if not text or not drawn.whole:
+        return False
+    return judge.judge(Exchange(behavior=behavior, prefill="", response=text)).label is not Label.SAFE
 
 
 def _batches(behaviors: Sequence[Behavior]) -> Iterable[Sequence[Behavior]]:
