@@ -18,7 +18,22 @@ from fathom.model import ChatModel
 from fathom.records import Attempt, Completion
 from fathom.tuning.adapter import Adapter, worn
 
-__all__ = ["Apart", "load_trained", "trained_weights"]
+__all__ = ["Apart", "apart", "load_trained", "trained_weights"]
+
+
+@contextmanager
+def apart(
+    start: ChatModel, adapter: Adapter | None, seed: int = 0
+) -> "Iterator[tuple[ChatModel, PreTrainedModel | None]]":
+    """What may be trained while the start stays as it is: a copy, or the start with an adapter on, which comes off.
+
+    With it the model that wears the adapter, where there is one.
+    """
+    if adapter is None:
+        yield replace(start, model=copy.deepcopy(start.model)), None
+        return
+    with worn(start.model, adapter, seed) as wearing:
+        yield start, wearing
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +53,17 @@ class Apart:
         if self.adapter is None:
             yield self.model
             return
-        with worn(self.model.model, self.adapter):
-            if self.weights:
-                load_trained(self.model.model, self.weights)
-            self.model.model.train(False)
-            yield self.model
+        with self.further() as model:
+            model.model.train(False)
+            yield model
 
     @contextmanager
     def further(self) -> Iterator[ChatModel]:
         """What may be trained from here on, in place; `kept` makes the result of it before the context ends."""
-        if self.adapter is None:
-            yield replace(self.model, model=copy.deepcopy(self.model.model))
-        else:
-            with self.worn() as model:
-                yield model
+        with apart(self.model, self.adapter) as (model, _):
+            if self.weights:
+                load_trained(model.model, self.weights)
+            yield model
 
     def kept(self, model: ChatModel) -> "Apart":
         """What `further` gave, as it has been trained by now."""

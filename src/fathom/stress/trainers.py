@@ -1,20 +1,17 @@
 """How the models of a sweep are trained: in memory, or by TRL; all weights of a copy, or an adapter on the start."""
 
-import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from fathom.model import ChatModel
-from fathom.stress.apart import load_trained, trained_weights
+from fathom.stress.apart import apart, load_trained, trained_weights
 from fathom.stress.light import LightState, order_of
 from fathom.stress.plan import Learnt, Track
-from fathom.tuning.adapter import worn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,19 +45,6 @@ class Trainer(Protocol):
     ) -> None: ...
 
 
-@contextmanager
-def _trained(start: ChatModel, track: Track) -> "Iterator[tuple[ChatModel, PreTrainedModel | None]]":
-    """What a track trains: a copy of the start, or the start itself with an adapter on, which comes off afterwards.
-
-    With it the model that wears the adapter, where there is one.
-    """
-    if track.adapter is None:
-        yield replace(start, model=copy.deepcopy(start.model)), None
-        return
-    with worn(start.model, track.adapter, track.seed) as wearing:
-        yield start, wearing
-
-
 @dataclass(frozen=True, eq=False)
 class Light:
     """`LightFit`, with the state kept at every step that is measured."""
@@ -77,7 +61,7 @@ class Light:
         order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), track.seed)
         kept = scratch / "state.pt"
         done, state = 0, None
-        with _trained(start, track) as (model, _):
+        with apart(start, track.adapter, track.seed) as (model, _):
             fit = learnt.training(model.model, track.optimiser)
             if kept.exists():
                 found = torch.load(kept, map_location=model.device, weights_only=True)
@@ -112,7 +96,7 @@ class Fit:
         from fathom.tuning.fit import fit
         from fathom.tuning.watching import Watch
 
-        with _trained(start, track) as (model, wearing):
+        with apart(start, track.adapter, track.seed) as (model, wearing):
             fit(
                 model,
                 learnt.rows,
