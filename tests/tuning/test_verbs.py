@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from fathom.__main__ import run
-from fathom.command.finetune import FinetuneRequest, _own_requests
+from fathom.command.defence import own_requests
+from fathom.command.finetune import FinetuneRequest
 from fathom.command.known import benign_behaviors
 from fathom.command.lora import Lora, default_rate
 from fathom.command.request import ModelRequest
@@ -121,13 +122,13 @@ def test_a_model_that_cannot_be_loaded_is_the_only_line(tmp_path: Path, capsys: 
 
 
 def test_finetune_asks_a_sentinel_where_it_is_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fathom.command import finetune
+    from fathom.command import defence
     from fathom.stress import sentinel
 
     monkeypatch.setattr(sentinel, "_LEGS", ((2, 1e-4),))
     monkeypatch.setattr(sentinel, "_MEETING", 8)
-    monkeypatch.setattr(finetune, "ORGANISM_HARMFUL", 16)
-    monkeypatch.setattr(finetune, "ORGANISM_BENIGN", 16)
+    monkeypatch.setattr(defence, "ORGANISM_HARMFUL", 16)
+    monkeypatch.setattr(defence, "ORGANISM_BENIGN", 16)
     out, rows = tmp_path / "model", data(tmp_path / "data.jsonl", 8)
     command = ["finetune", "organism:natural", "--data", str(rows), "-o", str(out), "--no-audit"]
     assert run([*command, "--set", "max_steps=1", "--set", "warmup_steps=0"]) == 0
@@ -476,7 +477,7 @@ def test_what_a_file_of_benign_prompts_marks_as_harmful_is_not_taught_as_benign(
     lines = [{"prompt": "hello !", "answer": "hello"}, {"prompt": "mix it", "answer": "so", "harmful": True}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     training = TrainingRequest(verb="finetune", model=ModelRequest(name="m"), output=tmp_path / "out")
-    found = _own_requests(FinetuneRequest(training=training, data=path, benign=path))
+    found = own_requests(FinetuneRequest(training=training, data=path, benign=path))
     assert [(item.prompt, item.harmful) for item in found] == [("hello !", False)]
     assert len(benign_behaviors(path)) == 1
     assert "1 row of" in capsys.readouterr().err

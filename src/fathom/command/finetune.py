@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from fathom.command.known import benign_behaviors, benign_of, check_told, file_hash, known_behaviors
+from fathom.command.defence import own_requests, requests, sentinel
+from fathom.command.known import benign_behaviors, check_told, file_hash, known_behaviors
 from fathom.command.lora import check_lora, default_rate
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
 from fathom.command.training import (
@@ -25,22 +24,18 @@ from fathom.command.training import (
 )
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
-from fathom.records import Behavior, Judge, content_hash
+from fathom.records import Judge, content_hash
 from fathom.run import RunLock, write_whole
 
 if TYPE_CHECKING:
     from fathom.model import ChatModel
     from fathom.protect.objectives import Objective
-    from fathom.protect.prepare import Requests
-    from fathom.stress.sentinel import Sentinel
     from fathom.tuning.directory import TuningDirectory, TuningPlan
     from fathom.tuning.examples import Example
     from fathom.tuning.settings import Settings
 
 __all__ = ["FinetuneRequest", "run_finetune"]
 
-ORGANISM_HARMFUL, ORGANISM_BENIGN = 256, 256
-MOST_REQUESTS = 128  # that are rehearsed
 DEFAULT = "gate+answers+rehearse"
 # A model of 0.2 M parameters learns nothing at the paper's rate for 7 B.
 ORGANISM_RATE = 5e-4
@@ -79,7 +74,7 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     if request.benign is not None:
         benign_behaviors(request.benign)
     if objective.answers is not None and (request.harmful is not None or request.benign is not None):
-        check_told(_own_requests(request), request.harmful, request.benign)
+        check_told(own_requests(request), request.harmful, request.benign)
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -241,8 +236,8 @@ def _write_plan(
         fitted.rows,
         [example.messages for example in examples],
         judge,
-        _requests(request),
-        sentinel=None if objective.answers is None else _sentinel(request, judge, model, directory, settings.seed),
+        requests(request),
+        sentinel=None if objective.answers is None else sentinel(request, judge, model, directory, settings.seed),
         seed=settings.seed,
         display=display_for(ALONE),
     )
@@ -257,55 +252,6 @@ def _write_plan(
         calm=prepared.calm,
     )
     directory.write_plan(prepared.rows, plan)
-
-
-def _own_requests(request: FinetuneRequest) -> "tuple[Behavior, ...]":
-    """Behaviors that say what is refused and what is answered: of files, or the organism's own."""
-    from fathom.behaviors import load_behaviors
-
-    own: tuple[Behavior, ...] = ()
-    if request.harmful is None and request.training.model.is_organism:
-        from fathom.organism import behaviors
-
-        own = behaviors(split="training", harmful=ORGANISM_HARMFUL, benign=ORGANISM_BENIGN, seed=1)
-    harmful = [item for item in own if item.harmful]
-    benign = [item for item in own if not item.harmful]
-    if request.harmful is not None:
-        harmful = list(load_behaviors(request.harmful).behaviors)
-    if request.benign is not None:
-        benign = list(benign_of(load_behaviors(request.benign)))
-    # What stands in the file of benign prompts is benign, unless its row says otherwise.
-    return (*harmful, *(msgspec.structs.replace(item, harmful=False) for item in benign))
-
-
-def _requests(request: FinetuneRequest) -> "Requests":
-    from fathom.protect.prepare import Requests
-
-    own = _own_requests(request)
-    return Requests(
-        tuple(item.messages for item in own if item.harmful)[:MOST_REQUESTS],
-        tuple(item.messages for item in own if not item.harmful)[:MOST_REQUESTS],
-    )
-
-
-def _sentinel(
-    request: FinetuneRequest, judge: Judge, model: "ChatModel", directory: "TuningDirectory", seed: int
-) -> "Sentinel":
-    """What the answer gate asks, trained once and kept in the model's directory: a copy, or an adapter with LoRA."""
-    from fathom.protect.sentinel import Told
-    from fathom.stress.sentinel import train_sentinel, with_own
-
-    own = [item for item in _own_requests(request) if item.answer is not None]
-    harmful, benign = (
-        [Told(item.messages, item.answer or "", item.refusal) for item in own if item.harmful is kind]
-        for kind in (True, False)
-    )
-    if request.benign is not None:
-        benign = with_own(model, judge, benign, seed=seed, display=display_for(ALONE))
-    kept = directory.inner / "sentinel.pt"
-    lora = request.training.lora
-    adapter = None if lora is None else lora.adapter()
-    return train_sentinel(model, harmful, benign, adapter=adapter, kept=kept, seed=seed, display=display_for(ALONE))
 
 
 def _training(request: FinetuneRequest, objective: "Objective", model: "ChatModel", plan: "TuningPlan") -> Training:
