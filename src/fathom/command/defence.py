@@ -22,7 +22,7 @@ ORGANISM_HARMFUL, ORGANISM_BENIGN = 256, 256
 MOST_REQUESTS = 128  # that are rehearsed
 
 
-def own_requests(request: FinetuneRequest) -> "tuple[Behavior, ...]":
+def own_requests(request: "FinetuneRequest") -> "tuple[Behavior, ...]":
     """Behaviors that say what is refused and what is answered: of files, or the organism's own."""
     from fathom.behaviors import load_behaviors
 
@@ -41,7 +41,7 @@ def own_requests(request: FinetuneRequest) -> "tuple[Behavior, ...]":
     return (*harmful, *(msgspec.structs.replace(item, harmful=False) for item in benign))
 
 
-def requests(request: FinetuneRequest) -> "Requests":
+def requests(request: "FinetuneRequest") -> "Requests":
     from fathom.protect.prepare import Requests
 
     own = own_requests(request)
@@ -52,7 +52,7 @@ def requests(request: FinetuneRequest) -> "Requests":
 
 
 def sentinel(
-    request: FinetuneRequest, judge: Judge, model: "ChatModel", directory: "TuningDirectory", seed: int
+    request: "FinetuneRequest", judge: Judge, model: "ChatModel", directory: "TuningDirectory", seed: int
 ) -> "Sentinel":
     """What the answer gate asks, trained once and kept in the model's directory: a copy, or an adapter with LoRA."""
     from fathom.protect.sentinel import Told
