@@ -118,8 +118,9 @@ Behaviors = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="JSONL, CSV or JSON with prompt and harmful_response or target; `harmful: false` rows are the benign "
-        "control. 'organism' means the built-in ones, the default for organism models.",
+        help="JSONL, CSV, JSON or Parquet, or hf:ORG/NAME, with prompt and harmful_response or target; "
+        "`harmful: false` rows are the benign control. "
+        "'organism' means the built-in ones, the default for organism models.",
         rich_help_panel="Requests",
     ),
 ]
