@@ -31,6 +31,7 @@ __all__ = [
     "RunArgument",
     "Samples",
     "Seed",
+    "World",
     "show_audit",
     "with_model",
 ]
@@ -123,6 +124,10 @@ Behaviors = Annotated[
         "'organism' means the built-in ones, the default for organism models.",
         rich_help_panel="Requests",
     ),
+]
+World = Annotated[
+    int | None,
+    typer.Option(help="Seed of the world of an organism that you trained.", rich_help_panel="Requests"),
 ]
 Limit = Annotated[
     int | None,

@@ -23,6 +23,7 @@ from fathom.command.request import (
     numbers,
     positive,
 )
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.ranks import Ranks
 from fathom.records import Judge, content_hash
@@ -92,11 +93,15 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     Raises:
         UserError: anything a user can mend, before the model is loaded where it can be known then.
     """
-    behaviors = behavior_set(request.model, request.behaviors, request.limit, request.world)
+    behaviors = behavior_set(request.model, request.behaviors, request.limit, _world(request))
     judge = _judge(request, behaviors, judges)
     options = _options(request, behaviors)
     base = _base_request(request)
-    suited = None if request.attacks is None else make_suite(request.attacks, request.model, options.max_new_tokens)
+    suited = (
+        None
+        if request.attacks is None
+        else make_suite(request.attacks, behaviors.source == ORGANISM, options.max_new_tokens)
+    )
     from fathom.audit.execute import Execution
     from fathom.audit.parts import depth_parts
     from fathom.audit.plan import make_plan
@@ -129,6 +134,20 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
         return None
     write_run_report(path)
     return Finished(audit, path)
+
+
+def _world(request: AuditRequest) -> int | None:
+    """As `world_asked`.
+
+    Raises:
+        UserError: a world was given beside a file of requests.
+    """
+    if request.world is not None and request.behaviors not in (None, ORGANISM):
+        raise UserError(
+            f"--world {request.world} with --behaviors {request.behaviors}: a world has requests of its own; leave out "
+            "one of the two"
+        )
+    return world_asked(request.model, request.behaviors, request.world)
 
 
 def _subject(request: AuditRequest, ranks: Ranks) -> "ChatModel | ServedModel":
@@ -183,7 +202,7 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None, wor
     """
     from fathom.audit.plan import BehaviorSet
 
-    source = source or (ORGANISM if model.is_organism else None)
+    source = source or (ORGANISM if model.is_organism or world is not None else None)
     if source is None:
         from fathom.checkpoint import check_source, is_local
 

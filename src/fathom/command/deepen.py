@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fathom.command.finetune import finish_card
 from fathom.command.lora import check_lora, default_rate
-from fathom.command.request import Judges, check_world, choice, display_for
+from fathom.command.request import Judges, choice, display_for
 from fathom.command.sources import LOOSE, ORGANISM_NEW_TOKENS, Sources, anchor_rows, load_sources, loosened_anchor
 from fathom.command.training import (
     Training,
@@ -21,6 +21,7 @@ from fathom.command.training import (
     train,
     training_ranks,
 )
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
 from fathom.records import content_hash
@@ -76,10 +77,10 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     mixture = Mixture(
         request.alpha, request.recovery_rows, request.utility_rows, choice(Share, "--share", request.share)
     )
-    check_world(training.model, request.world)
-    sources = load_sources(training.model, request.triplets, request.utility, request.world)
+    world = world_asked(training.model, None, request.world)
+    sources = load_sources(training.model, request.triplets, request.utility, world)
     sampler = None if request.starts == "mined" else _sampler(request)
-    audited = training.audited(request.world)
+    audited = training.audited(world)
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -87,7 +88,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     settings = settings.with_defaults(
         num_train_epochs=RESISTANT_EPOCHS if request.resist else EPOCHS, adam_beta1=0.9, warmup_steps=0
     )
-    built_in = training.model.is_organism or request.world is not None
+    built_in = training.model.is_organism or world is not None
     settings = default_rate(settings, training.lora, ORGANISM_RATE if built_in else None)
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
     resistance = _resistance(request, settings)
@@ -96,7 +97,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
         if not ranks.first:
             return directory.path
         several = ranks.size > 1
-    finish_card(training, directory, judges, audited=audited, several=several, world=request.world)
+    finish_card(training, directory, judges, audited=audited, several=several, world=world)
     return directory.path
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +14,7 @@ from fathom.command.claims import claim_anew, contents_of
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
 from fathom.command.stress import MORE_STEPS, StressRequest, check_stress, make_sweep
 from fathom.command.training import say_short_training
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import content_hash
@@ -57,6 +58,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     Raises:
         UserError: anything a user can mend.
     """
+    request = replace(request, world=world_asked(request.model, request.behaviors, request.world))
     steps = _checked_steps(request)
     check_stress(_as_stress(request, steps), judges)
     asked = _asked(request)

@@ -1,6 +1,6 @@
 """`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from fathom.command.request import (
     ORGANISM,
     Judges,
     ModelRequest,
-    check_world,
     display_for,
     load_model,
     named_judge,
@@ -21,6 +20,7 @@ from fathom.command.request import (
 )
 from fathom.command.sides import Sides, check_split, sides
 from fathom.command.training import say, say_short_training
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.progress import Display, silent
 from fathom.ranks import ALONE
@@ -95,6 +95,7 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     """
     from fathom.report.stress import write_stress_report
 
+    request = replace(request, world=world_asked(request.model, request.behaviors, request.world))
     check_stress(request, judges)
     path = request.output or Path("runs") / f"stress-{content_hash(repr(request))[:8]}"
     display = display_for(ALONE)
@@ -113,7 +114,7 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
 
 def check_stress(request: StressRequest, judges: Judges) -> None:
     """Raises `UserError` for what is wrong with a request by itself, whatever its model is."""
-    check_world(request.model, request.world)
+    world_asked(request.model, request.behaviors, request.world)
     check_split(request.split)
     _check_values(request)
     _check_source(request)
@@ -178,7 +179,7 @@ def _check_attacks(request: StressRequest) -> None:
 
 
 def _source(request: StressRequest) -> str:
-    source = request.behaviors or (ORGANISM if request.model.is_organism else None)
+    source = request.behaviors or (ORGANISM if request.model.is_organism or request.world is not None else None)
     if source is None:
         raise UserError(
             f"{request.model.name} needs behaviors to be attacked and tested with, and fathom ships none: give "
