@@ -228,7 +228,7 @@ def _mean(model: ChatModel, items: Sequence[PreparedBehavior], layer: int, posit
     for item in items:
         ids = torch.tensor([item.prompt_ids], device=model.device)
         states = plain.base_model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-        at = states[layer][0, max(position, -len(item.prompt_ids))].double().cpu()
+        at = states[layer][0, max(position, -len(item.prompt_ids))].cpu().double()
         total = at if total is None else total + at
     assert total is not None
     return (total / len(items)).float()
@@ -236,7 +236,7 @@ def _mean(model: ChatModel, items: Sequence[PreparedBehavior], layer: int, posit
 
 @torch.inference_mode()
 def _next(model: ChatModel, item: PreparedBehavior) -> Float[Tensor, " vocabulary"]:
-    return Scorer(model, None).own_logits(item.prompt_ids, 1)[0].double().log_softmax(-1).cpu()
+    return Scorer(model, None).own_logits(item.prompt_ids, 1)[0].cpu().double().log_softmax(-1)
 
 
 def _kl(old: Tensor, new: Tensor) -> float:

@@ -71,7 +71,7 @@ def positions(
             kl = (now.exp() * (now - before)).sum(-1)
         found = norms(model, padded)
         for i, learned in enumerate(padded.learned):
-            yield Positions(*(values[i][learned].double().cpu() for values in (losses, kl, found)))
+            yield Positions(*(values[i][learned].cpu().double() for values in (losses, kl, found)))
 
 
 def position_losses(model: PreTrainedModel, rows: Sequence[TrainedRow]) -> Float[Tensor, "rows width-1"]:

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from fathom.depth.recovery import NEGLIGIBLE
 from fathom.model import ChatModel
+from fathom.precision import doubled
 from fathom.scoring import Logits, Scorer, log_normaliser
 
 __all__ = ["OpeningTree", "TreeReader"]
@@ -305,7 +306,7 @@ def _attention_kinds(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def _logprobs(logits: Logits, ids: Int[Tensor, "ids"]) -> Float64[Tensor, "rows ids"]:
-    columns = logits.columns(ids.to(logits.device)).double()
+    columns = doubled(logits.columns(ids.to(logits.device)))
     return (columns - log_normaliser(logits)[:, None]).cpu()
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fathom.engine.rows import Row
 from fathom.errors import UserError
+from fathom.precision import finest
 
 __all__ = ["check_numbers", "choose", "draw", "largest"]
 
@@ -68,10 +69,9 @@ def largest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
 
 def _draw_rows(logits: Float[Tensor, "places vocabulary"], rows: Sequence[Row], at: Sequence[int]) -> list[int]:
     def column(values: list[float]) -> Tensor:
-        # MPS has no double precision; there the last bits of a draw are coarser, never dependent on the batch
-        return torch.tensor(values, dtype=torch.float32 if device == "mps" else torch.float64, device=logits.device)
+        # Without double precision the last bits of a draw are coarser, never dependent on the batch.
+        return torch.tensor(values, dtype=finest(logits.device), device=logits.device)
 
-    device = logits.device.type
     used = {place: number for number, place in enumerate(sorted(set(at)))}
     noise = column([float(row.noise[len(row.output)]) for row in rows if row.noise is not None])
     return draw(

@@ -20,6 +20,7 @@ from fathom.engine.attention import NAME, Plan, Segment, StepPlan, TrunkCache, T
 from fathom.engine.memory import is_out_of_memory
 from fathom.engine.rows import Group, Row
 from fathom.engine.sampling import check_numbers, choose
+from fathom.precision import doubled
 from fathom.records import Sampling
 
 __all__ = ["SharedDecoder", "obstacle", "shared_attention"]
@@ -283,9 +284,9 @@ def _disagreement(model: PreTrainedModel, probe: tuple[int, ...]) -> str | None:
     ).logits[0]
     check_numbers(plain)
     number = {place: i for i, place in enumerate(distinct)}
-    expected = plain[[number[place] for step in places for place in step]].double()
+    expected = doubled(plain[[number[place] for step in places for place in step]])
     spread = expected.std(dim=-1).clamp(min=1e-9)
-    worst = float(((torch.cat(seen).double() - expected).abs().amax(dim=-1) / spread).max())
+    worst = float(((doubled(torch.cat(seen)) - expected).abs().amax(dim=-1) / spread).max())
     tolerance = _TOLERANCE.get(model.dtype, 2e-1)
     if worst <= tolerance:  # a NaN of the shared way disagrees
         return None

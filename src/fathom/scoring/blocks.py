@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from fathom.precision import doubled
 from fathom.scoring.logits import Logits
 
 __all__ = ["PairScores", "TokenScores", "compare_logits", "log_normaliser", "score_logits"]
@@ -59,10 +60,10 @@ def compare_logits(p: Logits, q: Logits, targets: Int[Tensor, "rows"], vocabular
     log_p, log_q = _log_sums([block.p for block in blocks]), _log_sums([block.q for block in blocks])
     total_p, total_q = log_p.logsumexp(0), log_q.logsumexp(0)
     # Σ_v p_v (x_v - y_v): every block's sum is known up to exp(its largest x), and total_p normalises.
-    tops = torch.stack([block.p.top for block in blocks]).double()
-    gap = ((tops - total_p).exp() * torch.stack([block.gap for block in blocks]).double()).sum(0)
+    tops = doubled(torch.stack([block.p.top for block in blocks]))
+    gap = ((tops - total_p).exp() * doubled(torch.stack([block.gap for block in blocks]))).sum(0)
     kl = (gap - total_p + total_q).clamp_min(0.0)  # Gibbs: a negative value is rounding
-    return PairScores(ranks.scores(total_p), (theirs.logits.double() - total_q).cpu(), kl.cpu())
+    return PairScores(ranks.scores(total_p), (doubled(theirs.logits) - total_q).cpu(), kl.cpu())
 
 
 @torch.inference_mode()
@@ -104,7 +105,7 @@ def _exponentiate(x: Float[Tensor, "rows columns"]) -> _Sum:
 
 def _log_sums(sums: Sequence[_Sum]) -> Float64[Tensor, "blocks rows"]:
     """Log-sum-exp of each block. At once: threads would wait for each other at every small logarithm."""
-    tops, totals = (torch.stack([part[which] for part in sums]).double() for which in (0, 1))
+    tops, totals = (doubled(torch.stack([part[which] for part in sums])) for which in (0, 1))
     return tops + totals.log()
 
 
@@ -145,7 +146,7 @@ class _Ranks:
             self._above -= itself.logits
 
     def scores(self, log_normaliser: Float64[Tensor, "rows"]) -> TokenScores:
-        return TokenScores((self._targets.logits.double() - log_normaliser).cpu(), self._above.long().cpu() + 1)
+        return TokenScores((doubled(self._targets.logits) - log_normaliser).cpu(), self._above.long().cpu() + 1)
 
 
 def _width(logits: Logits) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fathom.attack.suffix.options import CrossEntropy, Objective
 from fathom.attack.suffix.problem import Target
+from fathom.precision import finest
 from fathom.scoring import Logits
 
 __all__ = ["Reading", "loss_of", "read_targets"]
@@ -45,15 +46,17 @@ def read_targets(logits: Logits, targets: Int[Tensor, "rows"]) -> tuple[Tensor, 
         totals.append(block.sub_(peak).exp_().sum(1))
     peak = torch.stack(peaks)
     top = peak.amax(0)
-    total = (torch.stack(totals).double() * (peak - top).double().exp()).sum(0)
-    nll = top.double() + total.log() - own.double()
+    fine = finest(device)
+    total = (torch.stack(totals).to(fine) * (peak - top).to(fine).exp()).sum(0)
+    nll = top.to(fine) + total.log() - own.to(fine)
     return own, nll.float(), own >= top
 
 
 def loss_of(reading: Reading, target: Target, objective: Objective, tokens: int | None = None) -> Tensor:
     """The loss of each candidate: [candidates]. `tokens`: of the first so many, at their weight in the whole."""
-    shares = torch.tensor(target.shares[:tokens], dtype=torch.float64, device=reading.nll.device)
+    fine = finest(reading.nll.device)
+    shares = torch.tensor(target.shares[:tokens], dtype=fine, device=reading.nll.device)
     if isinstance(objective, CrossEntropy):
-        return (reading.nll.double() @ shares).float()
+        return (reading.nll.to(fine) @ shares).float()
     alpha = objective.alpha
-    return ((-alpha * reading.logits.double() + shares.log()).logsumexp(1) / alpha).float()
+    return ((-alpha * reading.logits.to(fine) + shares.log()).logsumexp(1) / alpha).float()
