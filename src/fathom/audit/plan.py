@@ -215,8 +215,7 @@ def _depths(options: AuditOptions, harmful: Sequence[PreparedBehavior]) -> tuple
 def _base_items(chat: ChatFormat, harmful: Sequence[PreparedBehavior]) -> tuple[PreparedBehavior, ...]:
     """The base's prompts, with the very response ids that the model is given: depth is counted in the same tokens."""
     return tuple(
-        PreparedBehavior(item.behavior, chat.prompt_ids(item.behavior.messages), item.answer_ids, item.whole)
-        for item in harmful
+        PreparedBehavior(item.behavior, chat.prompt_ids(item.messages), item.answer_ids, item.whole) for item in harmful
     )
 
 

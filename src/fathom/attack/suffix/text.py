@@ -23,6 +23,7 @@ from fathom.records import Message
 __all__ = [
     "Typed",
     "Typist",
+    "after_suffix",
     "allowed_ids",
     "ending_in_place",
     "place_suffix",
@@ -134,8 +135,9 @@ def typed_messages(
 def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> list[Placed]:
     """Where the suffix can go: where the user wants it, or else at the end in two ways."""
     given = sum(message.content.count(PLACE) for message in messages)
+    named = f"behavior {behavior}" if behavior else f"the request {messages[-1].content[:60]!r}"
     if given > 1:
-        raise UserError(f"behavior {behavior} has {given} places {PLACE}: one suffix goes to one place")
+        raise UserError(f"{named} has {given} places {PLACE}: one suffix goes to one place")
     options: dict[Joined | None, tuple[Message, ...]] = {None: tuple(messages)}
     if given == 0:
         options = {joined: ending_in_place(messages, joined) for joined in (Joined.SPACE, Joined.DIRECTLY)}
@@ -143,9 +145,7 @@ def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> l
     for joined, option in options.items():
         before, *rest = chat.prompt_text(with_suffix(option, _MARK)).split(_MARK)
         if len(rest) != 1:
-            raise UserError(
-                f"behavior {behavior}: the chat template shows the suffix's message {len(rest)} times, not once"
-            )
+            raise UserError(f"{named}: the chat template shows the suffix's message {len(rest)} times, not once")
         placed.append(Placed(joined, option, before, rest[0]))
     return placed
 
@@ -161,6 +161,11 @@ def _sides(chat: ChatFormat, placed: Placed, suffix: Sequence[int]) -> tuple[tup
         if whole[cut : cut + len(suffix)] == tuple(suffix):
             return whole[:cut], whole[cut + len(suffix) :]
     return None
+
+
+def after_suffix(chat: ChatFormat, messages: Sequence[Message]) -> int:
+    """How many tokens of the conversation stand behind the place of a suffix, whichever suffix it is."""
+    return max(len(chat.tokenise(placed.after)) for placed in _placings(chat, "", messages))
 
 
 def start_ids(
