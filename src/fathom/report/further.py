@@ -49,8 +49,11 @@ class Family:
         return next((Helped(row.control, wording.drawing(row.parameters)) for row in alike if row.control), None)
 
     @property
-    def seconds_per_success(self) -> float | None:
-        """Over all settings; None where nothing was timed or nothing succeeded."""
+    def seconds_per_answer(self) -> float | None:
+        """For each harmful answer in any setting, control included; None where nothing was timed or nothing succeeded.
+
+        How much of it one setting took is not known: settings are answered side by side, and share their search.
+        """
         # Answers kept as the worst of several are among the answers already counted.
         harmful = sum(row.harmful for row in self.alone if row.worst_of is None) or self.best.harmful
         return None if self.seconds is None or harmful == 0 else self.seconds / harmful

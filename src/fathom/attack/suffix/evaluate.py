@@ -73,7 +73,7 @@ def _obstacle(shared: SharedEvaluator, plain: PlainEvaluator, start: Sequence[in
     try:
         found = shared.gradient(start, objective)
         if shared.layers < shared.scorer.plain.config.get_text_config(decoder=True).num_hidden_layers:
-            return "not all of its layers are attention, and what the others keep of a conversation cannot be shared"
+            return "not all of its layers leave keys behind that candidates could share"
         # Two changes in one candidate, none in the other: parts of trunk and of own tokens on both.
         trial = torch.tensor([start, start])
         trial[1, len(start) // 2 :] = trial[1, len(start) // 2 :].flip(0)
