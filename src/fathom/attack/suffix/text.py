@@ -39,13 +39,17 @@ _STARTS = 256  # random suffixes tried as a start
 
 @lru_cache(maxsize=8)
 def allowed_ids(chat: ChatFormat, vocabulary: int, allowed: Allowed) -> Bool[Tensor, "vocabulary"]:
-    """Which ids a suffix may hold: those that read as text of their own, and never a special token."""
+    """Which ids a suffix may hold: those that read as text of their own, and never a special token.
+
+    Nor one that was added to the vocabulary: templates' marks (`<think>`, `<tool_call>`) often are not called special.
+    """
     size = min(vocabulary, len(chat.tokenizer))
+    barred = chat.special_ids | chat.tokenizer.added_tokens_decoder.keys()
     texts = chat.tokenizer.batch_decode([[id_] for id_ in range(size)], clean_up_tokenization_spaces=False)
     found = torch.zeros(vocabulary, dtype=torch.bool)
     for id_, text in enumerate(texts):
         ascii_ = text.isascii() and text.isprintable() if allowed is Allowed.ASCII else "\ufffd" not in text
-        found[id_] = bool(text) and ascii_ and id_ not in chat.special_ids
+        found[id_] = bool(text) and ascii_ and id_ not in barred
     unknown = chat.tokenizer.unk_token_id
     if unknown is not None:
         found[unknown] = False
