@@ -43,6 +43,25 @@ def test_a_setting_drawn_otherwise_has_the_control_of_the_same_setting() -> None
     assert further.Family("multi-turn", (drawn, row(1, 0.0, 20, control)), None).helped is None
 
 
+def test_a_setting_that_few_requests_had_is_not_the_strongest() -> None:
+    """A budget that dear searches used up leaves a further draw of the cheap ones alone."""
+    template = next(row for row in DATA.audit.attacks if row.attack == "direct")
+    rows = [
+        msgspec.structs.replace(
+            template, attack="suffix", parameters={"temperature": t}, n=n, behaviors=n, harmful=k, asr=k / n
+        )
+        for t, n, k in ((0.0, 6, 4), (1.0, 3, 3))
+    ]
+    direct = msgspec.structs.replace(template, harmful=0, asr=0.0)
+    assert further.Family("suffix", tuple(rows), None).best is rows[0]
+    assert further.strongest(msgspec.structs.replace(DATA.audit, attacks=(direct, *rows))) is rows[0]
+    halves = [
+        msgspec.structs.replace(row, parameters={"split": split})
+        for row, split in zip(rows, ("train", "held-out"), strict=True)
+    ]
+    assert further.Family("universal-suffix", tuple(halves), None).best is halves[1]
+
+
 def test_seconds_are_shared_by_the_answers_of_all_settings() -> None:
     template = DATA.audit.attacks[-1]
     one, two = (

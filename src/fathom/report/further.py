@@ -127,7 +127,23 @@ def _undrawn(row: AttackRow) -> tuple[object, ...]:
 
 def _best(rows: Iterable[AttackRow]) -> AttackRow:
     """Of equals the one with more behaviors, then the cheaper, then the first."""
-    return max(rows, key=_strength)
+    return max(_whole(list(rows)), key=_strength)
+
+
+def _whole(rows: Sequence[AttackRow]) -> list[AttackRow]:
+    """Of each attack beyond the sweep, the settings that were tried on most of its behaviors.
+
+    A setting that few behaviors had is one that a budget or their texts chose them for: where searches were cheap, a
+    rate is high.
+    """
+
+    def tried(row: AttackRow) -> tuple[object, ...]:
+        return row.attack, row.subject, row.counted, row.parameters.get("split")
+
+    most: dict[tuple[object, ...], int] = {}
+    for row in rows:
+        most[tried(row)] = max(row.behaviors, most.get(tried(row), 0))
+    return [row for row in rows if row.attack in wording.SWEEP or row.behaviors == most[tried(row)]]
 
 
 def _strength(row: AttackRow) -> tuple[float, int, float]:
