@@ -30,6 +30,7 @@ __all__ = [
     "Frugal",
     "Intervention",
     "Learner",
+    "Lengthening",
     "PreparedBehavior",
     "Search",
     "Setting",
@@ -253,6 +254,15 @@ class Estimated(Protocol):
     """A search that can say beforehand what it will cost at most."""
 
     def estimate(self, items: Sequence[PreparedBehavior], setting: Setting, /) -> Estimate: ...
+
+
+@runtime_checkable
+class Lengthening(Protocol):
+    """A search that knows beforehand how long what it looks for can be, so that what has no room is said at once."""
+
+    def adds(self, item: PreparedBehavior, chat: ChatFormat, /) -> int:
+        """The most tokens that an attempt's prompt and prefill have beside the direct request."""
+        ...
 
 
 # --- attacks that change the model ---

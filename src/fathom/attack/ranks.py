@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fathom.attack.kinds import Draw, Estimate, PreparedBehavior, Setting, Target, Victim, search_cost, shared_key
+from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.records import Attempt, Completion, Exchange, Finish, Label, Sampling
@@ -86,6 +87,10 @@ class _Ranks:
     def spent(self, state: RankWalks) -> int:
         return sum(walk.forward_tokens for walk in state.walks)
 
+    def adds(self, item: PreparedBehavior, chat: ChatFormat) -> int:
+        del item, chat
+        return self.tokens
+
     def _estimate(self, items: Sequence[PreparedBehavior], setting: Setting, tokens: int) -> Estimate:
         prompts = sum(len(item.prompt_ids) for item in items)
         each = self.tokens + setting.new_tokens
@@ -128,6 +133,9 @@ class ReferenceRanks(_Ranks):
                 "use judged-ranks"
             )
         return self._targets(guided)
+
+    def adds(self, item: PreparedBehavior, chat: ChatFormat) -> int:
+        return min(super().adds(item, chat), item.deepest)
 
     def estimate(self, items: Sequence[PreparedBehavior], setting: Setting) -> Estimate:
         """As if every reference token were missed, one in a pass over all of them."""

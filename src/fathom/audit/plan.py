@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from fathom.attack.kinds import Draw, PreparedBehavior, Search, prepare
+from fathom.attack.kinds import Draw, Lengthening, PreparedBehavior, Search, prepare
 from fathom.attack.prefill import default_depths
 from fathom.audit.parts import Ground, Part, States, Suite, depth_parts
 from fathom.audit.spending import at_most, together
@@ -186,8 +186,12 @@ def _check_parts(parts: Sequence[Part], behaviors: Sequence[Behavior], model: Au
     names = {behavior.id: behavior.name for behavior in behaviors}
     for part in parts:
         subject = base if part.setting.subject is Subject.BASE else model
-        if not isinstance(part.attack, Search) and subject is not None:
+        if subject is None:
+            continue
+        if not isinstance(part.attack, Search):
             _check_context(at_most(part.unbounded({}), part.budget), names, subject.info)
+        elif isinstance(part.attack, Lengthening):
+            _check_room(part, part.attack, subject.info)
 
 
 def _check_context(attempts: Sequence[Attempt], names: Mapping[str, str], info: ModelInfo) -> None:
@@ -201,6 +205,22 @@ def _check_context(attempts: Sequence[Attempt], names: Mapping[str, str], info: 
             f"behavior {names[longest.behavior]} does not fit into the context of {info.name}, {info.context} tokens: "
             f"{prompt} of the prompt, {prefill} prefilled ({longest.attack}) and up to {new} new ones are "
             f"{prompt + prefill + new}; give fewer --max-new-tokens, smaller --depths, or shorter requests"
+        )
+
+
+def _check_room(part: Part, attack: Lengthening, info: ModelInfo) -> None:
+    """Raises `UserError` where what a search may find leaves no room for an answer: before it is searched for."""
+    if info.context is None or not part.items:
+        return
+    added = {item.behavior.id: attack.adds(item, part.setting.chat) for item in part.items}
+    longest = max(part.items, key=lambda item: len(item.prompt_ids) + added[item.behavior.id])
+    prompt, more = len(longest.prompt_ids), added[longest.behavior.id]
+    new = max(draw.sampling.max_new_tokens for draw in part.setting.draws)
+    if prompt + more + new > info.context:
+        raise UserError(
+            f"behavior {longest.behavior.name} leaves {part.attack.name} no room in the context of {info.name}, "
+            f"{info.context} tokens: {prompt} of the prompt, up to {more} that the attack adds and up to {new} new "
+            f"ones are {prompt + more + new}; give fewer --max-new-tokens, or let the attack add fewer"
         )
 
 

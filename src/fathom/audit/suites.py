@@ -216,6 +216,8 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
     usual = {"framing": {"frames": wording.frames}, "multi-turn": {"ask": wording.ask}}.get(named.name, {})
     if named.name == "deep-prefill":
         usual = {"depths": deep_depths(wording.room) or (wording.room or 1,), "filler": wording.filler}
+    if named.name in ("reference-ranks", "judged-ranks") and wording.room is not None:
+        usual = {"tokens": max(1, min(kind.tokens, wording.room))}
     frames = named.parameters.get("frames")
     if named.name == "framing" and isinstance(frames, str):
         return Framing(load_frames(Path(frames)))

@@ -114,6 +114,14 @@ def test_what_a_search_is_said_to_cost_at_most_is_enough(kind: str, target: Targ
         assert spent <= attack.estimate([item], setting(model)).forward_tokens
 
 
+def test_an_answer_that_is_looked_at_has_as_many_tokens_as_there_is_room_for() -> None:
+    model, attack = tiny_chat(), Suffix(steps=1, length=5, width=4, topk=8, answer_tokens=10_000, check=1)
+    (one, _) = attack.targets(prepare(model.chat, TEA))
+    state = attack.step(attack.init(one, victim := Victim(model, NeverJudge(), 0)), one, victim)
+    assert state.looked == 1
+    assert model.context == 256
+
+
 def test_what_slows_a_search_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_chat(family="bloom")
     attack = Suffix(steps=2, length=5, width=4, topk=8, answer_tokens=10, check=1)

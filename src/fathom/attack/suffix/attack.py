@@ -118,7 +118,7 @@ class Suffix(Suffixes):
         looks = self.tries + min(self.steps, checked + self.steps // self.rest + 1)
         tokens = 0
         for item in items:
-            typed = len(item.prompt_ids) + self.length + 1  # and a space before the suffix
+            typed = len(item.prompt_ids) + self.adds(item, setting.chat)
             known = self.pool * 2 * typed
             tokens += self._most_tokens(item, setting.chat) + known + looks * (typed + self.answer_tokens)
             tokens += typed + setting.new_tokens
@@ -142,12 +142,14 @@ class Suffix(Suffixes):
     def judged(self, state: State, entry: Entry, search: SuffixSearch, target: Target, victim: Victim) -> State:
         """Write the greedy answer behind a suffix, and have it judged."""
         (item,), prompt = target.items, search.problem.cases[0].prompt_ids(entry.ids)
+        context = victim.model.context
+        room = self.answer_tokens if context is None else min(self.answer_tokens, context - len(prompt))
         attempt = Attempt.make(
             behavior=item.behavior.id,
             attack=self.name,
             prompt_ids=prompt,
             prefill_ids=(),
-            sampling=Sampling(max_new_tokens=self.answer_tokens),
+            sampling=Sampling(max_new_tokens=room),
             run_seed=victim.seed,
         )
         (completion,) = victim.engine.complete([attempt])

@@ -138,6 +138,11 @@ class Suffixes:
             return Wanted(ids)
         return Wanted(ids, emphasised(_refusal_mass(model, item, ids)))
 
+    def adds(self, item: PreparedBehavior, chat: ChatFormat) -> int:
+        """The suffix, and a space before it."""
+        del item
+        return 1 + (self.length if self.start is None else len(chat.tokenise(self.start)))
+
     def _most_tokens(self, item: PreparedBehavior, chat: ChatFormat) -> int:
         """Forward tokens of one case in all steps, if every candidate were scored on all of its target.
 
@@ -145,8 +150,7 @@ class Suffixes:
         """
         prefix = () if item.behavior.target is None else chat.response_ids(item.behavior.messages, item.behavior.target)
         target = max(len(prefix), min(self.tokens + len(prefix), len(item.answer_ids)))
-        length = self.length if self.start is None else len(chat.tokenise(self.start))
-        whole = length + after_suffix(chat, item.behavior.messages) + target
+        whole = self.adds(item, chat) - 1 + after_suffix(chat, item.behavior.messages) + target
         passes = self.width + self.merge + 2  # candidates, the gradient, and another start with what it is compared to
         return (self.steps + 1) * passes * whole + 2 * (len(item.prompt_ids) + target)
 
