@@ -58,7 +58,7 @@ def together(model: ChatModel, jobs: Sequence[Callable[[], _T]]) -> list[_T]:
 
     with ExitStack() as stack, ThreadPoolExecutor(len(jobs)) as pool:
         stack.enter_context(patch.object(search, "evaluator", lambda scorer, case, *_: Evaluator(hub, scorer, case)))
-        stack.enter_context(patch.object(attack, "TransformersEngine", lambda _: Engine(hub)))
+        stack.enter_context(patch.object(Victim, "engine", property(lambda _: Engine(hub))))
         for module in (attack, base):
             stack.enter_context(patch.object(module, "search_of", made))
         futures = [pool.submit(hub.attended, job) for job in jobs]

@@ -38,6 +38,32 @@ def test_a_search_goes_on_from_its_journal_as_if_nothing_had_happened(attack, ha
         assert spent == sorted(spent)
 
 
+@pytest.mark.parametrize(
+    ("attack", "name"),
+    [
+        (ReferenceRanks(top=1, tokens=30), "deepened"),
+        (JudgedRanks(top=4, tokens=6, lookahead=4), "deepened"),
+        (OwnInsertion(), "natural"),
+    ],
+    ids=["reference-ranks", "judged-ranks", "own-insertion"],
+)
+def test_a_search_takes_no_more_than_was_said(attack, name: str) -> None:  # type: ignore[no-untyped-def]
+    given, asked = items(2), victim(name)
+    targets = attack.targets(given)
+    assert sum(attack.spent(finished(attack, target, asked)[-1]) for target in targets) <= (
+        attack.estimate(given, setting()).forward_tokens
+    )
+
+
+def test_own_insertion_costs_the_refusals_that_were_written() -> None:
+    attack, given = OwnInsertion(), items(3)
+    (target,) = attack.targets(given)
+    state = attack.init(target, victim())
+    costs = {one.behavior: one.found["forward_tokens"] for one in attack.found(given, setting(), {target.key: state})}
+    assert len(costs) == len(given)
+    assert sum(costs.values()) == state.forward_tokens
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "top"), [("natural", 20), ("deepened", 3), ("deepened", 50)])
 def test_each_token_of_reference_ranks_is_the_references_or_was_not_to_be_had(name: str, top: int) -> None:

@@ -183,6 +183,23 @@ def test_a_search_counts_who_fell_within_each_budget(labels: list[Label]) -> Non
     assert rows[-1].harmful == labels.count(Label.HARMFUL)
 
 
+def test_a_search_that_left_a_draw_nothing_of_its_budget_has_not_made_it_fall() -> None:
+    """At T = 1 two of three behaviors have no answer, since their searches had spent it all: the rate is 1 of 3."""
+    whole = judged([[Label.SAFE], [Label.SAFE], [Label.HARMFUL]], attack="suffix", searched=100)
+    greedy = list(whole.attempts.values())
+    drawn = msgspec.structs.replace(greedy[2], id="drawn", sampling=Sampling(max_new_tokens=8, temperature=0.5))
+    both = Judged(
+        {**whole.attempts, "drawn": drawn},
+        {**whole.completions, "drawn": whole.completions[greedy[2].id]},
+        [*whole.harmful, *(msgspec.structs.replace(v, attempt="drawn") for v in whole.harmful[-2:])],
+        whole.benign,
+        0,
+    )
+    rows = [row for row in budget_rows(both) if row.parameters["temperature"] == 0.5]
+    assert rows
+    assert [(row.harmful, row.n) for row in rows] == [(1, 3)] * len(rows)
+
+
 def test_judged_ranks_are_judged_on_all_their_text_and_others_are_not() -> None:
     own = list(attack_rows(judged([[Label.HARMFUL]], attack="judged-ranks")))
     assert [row.counted for row in own] == [Counted.ALL]

@@ -1,8 +1,10 @@
 """A run of attacks: killed anywhere it ends in the same bytes; budgets bind; every attack has a control and a cost."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fathom.audit.execute import Execution
@@ -10,6 +12,7 @@ from fathom.audit.parts import direct_parts
 from fathom.audit.plan import AuditOptions, BehaviorSet, Plan, make_plan
 from fathom.audit.spending import fresh_tokens
 from fathom.audit.suites import NamedAttack, Wording, planned_costs, suite_of
+from fathom.errors import UserError
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
 from fathom.organism.attack_words import ASK_ON
@@ -51,6 +54,32 @@ def finished(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("attacks") / "run"
     execute(model, path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("attack", "says"),
+    [
+        (NamedAttack("suffix", {"length": 40}), "up to 41 that the attack adds and up to 16 new ones"),
+        (NamedAttack("judged-ranks", {"tokens": 50}), "up to 50 that the attack adds"),
+    ],
+)
+def test_what_a_search_has_no_room_for_is_said_before_it_is_searched_for(
+    model: ChatModel, attack: NamedAttack, says: str
+) -> None:
+    small = dataclasses.replace(model, info=msgspec.structs.replace(model.info, context=64))
+    options = AuditOptions(depths=(0,), max_new_tokens=16, prefixes=())
+    asked = BehaviorSet("organism", behaviors(harmful=2, benign=0))
+    suite = suite_of((attack,), Wording(), budget=None, before=direct_parts)
+    with pytest.raises(UserError, match=says):
+        make_plan(options, asked, OrganismJudge(), small, None, None, suite)
+
+
+def test_ranks_take_as_many_tokens_as_there_is_room_for() -> None:
+    for room, tokens in ((40, 40), (-3, 1), (4000, 256), (None, 256)):
+        ((attack, _),) = suite_of(
+            (NamedAttack("judged-ranks", {}),), Wording(room=room), budget=None, before=direct_parts
+        ).attacks
+        assert attack.tokens == tokens
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -178,6 +179,19 @@ def test_a_file_that_is_no_suite_is_one_clear_line(tmp_path: Path, name: str, te
 )
 def test_what_was_asked_for_wrongly_is_said_before_a_model_is_loaded(request_: AttackRequest, says: str) -> None:
     _refused(lambda: make_suite(request_, True, 130), says)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("suffix target=foo", "target is 'foo'; choose one of prefix, extended, deep"),
+        ("typed-suffix suffix=x joined=no", "joined is 'no'; choose one of space, directly"),
+        ("suffix steps=many", "Expected `int`"),
+    ],
+)
+def test_a_word_that_a_parameter_does_not_take_is_told_those_it_takes(words: str, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        make_suite(AttackRequest(attacks=(words,)), MODEL, 8)
 
 
 def test_numbers_and_lists_on_the_command_line() -> None:

@@ -6,10 +6,10 @@ import synthetic
 import synthetic_stress
 
 from fathom.records import Counted
-from fathom.report import further, paper, worst
+from fathom.report import attack_charts, further, paper, worst
 from fathom.report.samples import seconds_by_attack
 from fathom.run import Run
-from fathom.schema import AttackRow, Control, TimeRow
+from fathom.schema import AttackRow, BudgetRow, Control, TimeRow
 from fathom.tally import percent, wilson
 
 DATA = synthetic.with_attacks(synthetic.report_data(synthetic.Setting(behaviors=20, benign=4, depths=(0, 5, 20))))
@@ -41,6 +41,61 @@ def test_a_setting_drawn_otherwise_has_the_control_of_the_same_setting() -> None
     assert found.helped == further.Helped(control, "greedy")
     assert further.Family("multi-turn", (greedy,), None).helped == further.Helped(control, "")
     assert further.Family("multi-turn", (drawn, row(1, 0.0, 20, control)), None).helped is None
+
+
+def test_a_setting_that_few_requests_had_is_not_the_strongest() -> None:
+    """A budget that dear searches used up leaves a further draw of the cheap ones alone."""
+    template = next(row for row in DATA.audit.attacks if row.attack == "direct")
+    rows = [
+        msgspec.structs.replace(
+            template, attack="suffix", parameters={"temperature": t}, n=n, behaviors=n, harmful=k, asr=k / n
+        )
+        for t, n, k in ((0.0, 6, 4), (1.0, 3, 3))
+    ]
+    direct = msgspec.structs.replace(template, harmful=0, asr=0.0)
+    assert further.Family("suffix", tuple(rows), None).best is rows[0]
+    assert further.strongest(msgspec.structs.replace(DATA.audit, attacks=(direct, *rows))) is rows[0]
+    halves = [
+        msgspec.structs.replace(row, parameters={"split": split})
+        for row, split in zip(rows, ("train", "held-out"), strict=True)
+    ]
+    assert further.Family("universal-suffix", tuple(halves), None).best is halves[1]
+
+
+def test_seconds_are_shared_by_the_answers_of_all_settings() -> None:
+    template = DATA.audit.attacks[-1]
+    one, two = (
+        msgspec.structs.replace(template, parameters={"temperature": t}, harmful=n) for t, n in ((0.0, 2), (1.0, 6))
+    )
+    kept = msgspec.structs.replace(two, harmful=5, worst_of=2)
+    assert further.Family("insertion", (one, two, kept), 16.0).seconds_per_answer == 2.0
+    assert further.Family("insertion", (one, two, kept), None).seconds_per_answer is None
+
+
+@pytest.mark.parametrize("count", [3, 15])
+def test_no_two_curves_of_a_budget_look_the_same(count: int) -> None:
+    rows = [
+        BudgetRow(
+            attack="insertion",
+            parameters={"span": span},
+            queries=n,
+            forward_tokens=10 * n,
+            n=4,
+            harmful=n,
+            asr=n / 4,
+            low=0.0,
+            high=1.0,
+        )
+        for span in range(1, count + 1)
+        for n in (1, 2)
+    ]
+    layers = attack_charts.budget(rows)["layer"]
+    encodings = [layer["encoding"] for layer in layers]
+    colours = encodings[0]["color"]["scale"]
+    dashes = next((one["strokeDash"]["scale"] for one in encodings if "strokeDash" in one), None)
+    looks = list(zip(colours["range"], map(str, dashes["range"] if dashes else colours["range"]), strict=True))
+    assert len(set(looks)) == count
+    assert dashes is None or dashes["domain"] == colours["domain"]
 
 
 def test_the_strongest_is_the_models_own_on_the_continuation_alone() -> None:

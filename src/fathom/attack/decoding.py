@@ -67,7 +67,7 @@ class Decoding:
         bare = replace(setting.chat, template=None, source="plain", system=None)
         for item in items:
             for template in self.templates:
-                prompt = item.prompt_ids if template is Template.CHAT else bare.prompt_ids(item.behavior.messages)
+                prompt = item.prompt_ids if template is Template.CHAT else bare.prompt_ids(item.messages)
                 parameters = {"template": str(template)}
                 yield from drawn.attempts(item, self.name, prompt_ids=prompt, parameters=parameters)
 

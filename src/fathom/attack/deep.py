@@ -71,7 +71,7 @@ class DeepPrefill:
         item = answered[number]
         own = item.answer_ids[: (item.deepest + 1) // 2]
         if self.filler is not None:
-            others = [setting.chat.response_ids(item.behavior.messages, self.filler)]
+            others = [setting.chat.response_ids(item.messages, self.filler)]
         else:
             others = [other.answer_ids for other in (*answered[number + 1 :], *answered[:number])]
         if not any(others):
@@ -113,5 +113,5 @@ class MultiTurn:
                 if tokens <= item.deepest:
                     start = setting.chat.decode(item.answer_ids[:tokens]).strip()
                     turns = (Message(role="assistant", content=start), Message(role="user", content=self.ask))
-                    prompt = setting.chat.prompt_ids((*item.behavior.messages, *turns))
+                    prompt = setting.chat.prompt_ids((*item.messages, *turns))
                     yield from setting.attempts(item, self.name, prompt_ids=prompt, parameters={"tokens": tokens})

@@ -138,14 +138,14 @@ class Framing:
                 if frame.wants_target and not target:
                     continue
                 made = True
-                yield from self._framed(item, frame, frame.fill(item.behavior.prompt, target), setting)
+                yield from self._framed(item, frame, frame.fill(item.messages[-1].content, target), setting)
         if items and not made:
             raise UserError(
                 "all frames want a {target}, and no behavior has one: add a target or harmful_response column"
             )
 
     def _framed(self, item: PreparedBehavior, frame: Frame, filled: FilledFrame, setting: Setting) -> Iterator[Attempt]:
-        chat, before = setting.chat, item.behavior.messages[:-1]
+        chat, before = setting.chat, item.messages[:-1]
         messages = (*before, Message(role="user", content=filled.user))
         if filled.system is not None:  # in the place of any other
             chat = replace(chat, system=None)

@@ -74,7 +74,7 @@ class Insertion(_Span):
             UserError: no behavior has both a refusal and an answer that is long enough.
         """
         refusals = {
-            item.behavior.id: setting.chat.response_ids(item.behavior.messages, item.behavior.refusal)
+            item.behavior.id: setting.chat.response_ids(item.messages, item.behavior.refusal)
             for item in items
             if item.behavior.refusal is not None
         }
@@ -148,9 +148,10 @@ class OwnInsertion(_Span):
     ) -> Iterator[Attempt]:
         refusals = {refusal.behavior: refusal.ids for state in states.values() for refusal in state.refusals}
         for item in items:
+            refusal = refusals.get(item.behavior.id, ())
             # One query each, shared by that behavior's attempts.
-            cost = search_cost(queries=1, forward_tokens=len(item.prompt_ids) + self.longest)
-            yield from _inserted(self.name, self, item, refusals.get(item.behavior.id, ()), setting, cost)
+            cost = search_cost(queries=1, forward_tokens=len(item.prompt_ids) + len(refusal))
+            yield from _inserted(self.name, self, item, refusal, setting, cost)
 
 
 def _inserted(

@@ -11,12 +11,15 @@ Any of them may be given benign behaviors too: the same attack as a control.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+from fathom.attack.suffix.problem import without_place
 from fathom.chat import ChatFormat
-from fathom.records import Attempt, Behavior, Completion, Judge, Parameter, Sampling, Subject, content_hash
+from fathom.records import Attempt, Behavior, Completion, Judge, Message, Parameter, Sampling, Subject, content_hash
 
 if TYPE_CHECKING:
+    from fathom.engine import TransformersEngine
     from fathom.model import ChatModel
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "Frugal",
     "Intervention",
     "Learner",
+    "Lengthening",
     "PreparedBehavior",
     "Search",
     "Setting",
@@ -53,6 +57,11 @@ class PreparedBehavior:
     whole: bool
 
     @property
+    def messages(self) -> tuple[Message, ...]:
+        """What is asked where there is no suffix: the behavior's messages without the place that they keep for one."""
+        return without_place(self.behavior.messages)
+
+    @property
     def deepest(self) -> int:
         """The longest prefill, in tokens, that leaves the model something to write."""
         return max(0, len(self.answer_ids) - 1) if self.whole else len(self.answer_ids)
@@ -77,11 +86,12 @@ def prepare(chat: ChatFormat, behaviors: Iterable[Behavior]) -> tuple[PreparedBe
     prepared = []
     for behavior in behaviors:
         reference = behavior.answer if behavior.answer is not None else behavior.target
+        messages = without_place(behavior.messages)
         prepared.append(
             PreparedBehavior(
                 behavior=behavior,
-                prompt_ids=chat.prompt_ids(behavior.messages),
-                answer_ids=() if reference is None else chat.response_ids(behavior.messages, reference),
+                prompt_ids=chat.prompt_ids(messages),
+                answer_ids=() if reference is None else chat.response_ids(messages, reference),
                 whole=behavior.answer is not None,
             )
         )
@@ -168,6 +178,13 @@ class Victim:
     seed: int
     drafts: "Mapping[str, ChatModel]" = field(default_factory=dict)
 
+    @cached_property
+    def engine(self) -> "TransformersEngine":
+        """One for all answers that a search looks at: what it learns of the model is learnt, and said, once."""
+        from fathom.engine import TransformersEngine
+
+        return TransformersEngine(self.model)
+
 
 _State = TypeVar("_State")
 _Seen = TypeVar("_Seen", contravariant=True)
@@ -239,6 +256,15 @@ class Estimated(Protocol):
     def estimate(self, items: Sequence[PreparedBehavior], setting: Setting, /) -> Estimate: ...
 
 
+@runtime_checkable
+class Lengthening(Protocol):
+    """A search that knows beforehand how long what it looks for can be, so that what has no room is said at once."""
+
+    def adds(self, item: PreparedBehavior, chat: ChatFormat, /) -> int:
+        """The most tokens that an attempt's prompt and prefill have beside the direct request."""
+        ...
+
+
 # --- attacks that change the model ---
 
 
@@ -266,11 +292,9 @@ def direct_answers(
     items: Sequence[PreparedBehavior], victim: Victim, max_new_tokens: int
 ) -> Iterator[tuple[PreparedBehavior, Completion]]:
     """The model's greedy answer to each direct request, in order."""
-    from fathom.engine import TransformersEngine
-
     draw = Draw(Sampling(max_new_tokens=max_new_tokens))
     setting = Setting(victim.model.chat, (draw,), victim.seed)
     asked = [attempt for item in items for attempt in setting.attempts(item, "direct")]
-    done = {completion.attempt: completion for completion in TransformersEngine(victim.model).complete(asked)}
+    done = {completion.attempt: completion for completion in victim.engine.complete(asked)}
     for item, attempt in zip(items, asked, strict=True):
         yield item, done[attempt.id]

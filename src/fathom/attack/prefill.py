@@ -86,5 +86,5 @@ class RefusalPrefix:
     def attempts(self, items: Sequence[PreparedBehavior], setting: Setting) -> Iterator[Attempt]:
         for item in items:
             for prefix in self.prefixes:
-                ids = setting.chat.response_ids(item.behavior.messages, prefix) if prefix else ()
+                ids = setting.chat.response_ids(item.messages, prefix) if prefix else ()
                 yield from setting.attempts(item, self.name, prefill_ids=ids, parameters={"prefix": prefix})

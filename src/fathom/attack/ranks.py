@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fathom.attack.kinds import Draw, Estimate, PreparedBehavior, Setting, Target, Victim, search_cost, shared_key
-from fathom.engine import TransformersEngine
+from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.records import Attempt, Completion, Exchange, Finish, Label, Sampling
@@ -87,6 +87,10 @@ class _Ranks:
     def spent(self, state: RankWalks) -> int:
         return sum(walk.forward_tokens for walk in state.walks)
 
+    def adds(self, item: PreparedBehavior, chat: ChatFormat) -> int:
+        del item, chat
+        return self.tokens
+
     def _estimate(self, items: Sequence[PreparedBehavior], setting: Setting, tokens: int) -> Estimate:
         prompts = sum(len(item.prompt_ids) for item in items)
         each = self.tokens + setting.new_tokens
@@ -130,10 +134,14 @@ class ReferenceRanks(_Ranks):
             )
         return self._targets(guided)
 
+    def adds(self, item: PreparedBehavior, chat: ChatFormat) -> int:
+        return min(super().adds(item, chat), item.deepest)
+
     def estimate(self, items: Sequence[PreparedBehavior], setting: Setting) -> Estimate:
-        """As if one reference token in four were missed."""
-        each = [(len(item.prompt_ids) + item.deepest) * max(1, item.deepest // 4) for item in items]
-        return self._estimate(items, setting, sum(each))
+        """As if every reference token were missed, one in a pass over all of them."""
+        guided = [(item, min(self.tokens, item.deepest)) for item in items if item.deepest]
+        each = [wanted * (len(item.prompt_ids) + wanted) for item, wanted in guided]
+        return self._estimate([item for item, _ in guided], setting, sum(each))
 
     def step(self, state: RankWalks, target: Target, victim: Victim) -> RankWalks:
         """Each text goes on to its next miss, from one forward pass."""
@@ -212,7 +220,9 @@ class JudgedRanks(_Ranks):
 
     def estimate(self, items: Sequence[PreparedBehavior], setting: Setting) -> Estimate:
         """As if the model refused after every token."""
-        each = [self.tokens * (len(item.prompt_ids) + self.tokens + (self.top + 1) * self.lookahead) for item in items]
+        written = self.lookahead + (self.top - 1) * (1 + self.lookahead)
+        # A step reads what is there twice: before the model goes on, and before the others are tried.
+        each = [self.tokens * (2 * len(item.prompt_ids) + self.tokens + written) for item in items]
         return self._estimate(items, setting, sum(each))
 
     def step(self, state: RankWalks, target: Target, victim: Victim) -> RankWalks:
@@ -264,7 +274,7 @@ class JudgedRanks(_Ranks):
         setting = Setting(victim.model.chat, (Draw(Sampling(max_new_tokens=self.lookahead)),), victim.seed)
         asked = [next(setting.attempts(item, self.name, prefill_ids=ids)) for item, ids in texts]
         distinct = {attempt.id: attempt for attempt in asked}
-        done = {one.attempt: one for one in TransformersEngine(victim.model).complete(list(distinct.values()))}
+        done = {one.attempt: one for one in victim.engine.complete(list(distinct.values()))}
         return [
             _opened(item, ids, given, done[attempt.id], victim)
             for (item, ids), attempt in zip(texts, asked, strict=True)
@@ -323,7 +333,7 @@ def _logits(model: ChatModel, ids: Sequence[int], rows: int) -> Tensor:
 
 
 def _refusal_starts(items: Sequence[PreparedBehavior], model: ChatModel) -> frozenset[int]:
-    texts = [(item.behavior.messages, item.behavior.refusal) for item in items if item.behavior.refusal is not None]
+    texts = [(item.messages, item.behavior.refusal) for item in items if item.behavior.refusal is not None]
     return frozenset(id_ for messages, text in texts for id_ in model.chat.response_ids(messages, text)[:1])
 
 

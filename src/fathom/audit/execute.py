@@ -189,7 +189,7 @@ class Execution:
         own = [completion.output_ids for completion in direct_refusals(self.run, self.judge.name)]
         chat = self.model.chat
         references = [
-            chat.response_ids(item.behavior.messages, item.behavior.refusal)
+            chat.response_ids(item.messages, item.behavior.refusal)
             for item in self.plan.harmful
             if item.behavior.refusal is not None
         ]

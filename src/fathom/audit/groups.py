@@ -23,6 +23,7 @@ __all__ = [
     "row_seed",
     "setting_of",
     "undivided",
+    "undrawn",
 ]
 
 _SWEEP = ("direct", "prefill")  # whose rows are told apart by the prefill's length
@@ -160,6 +161,11 @@ def family_of(attempt: Attempt, counted: Counted) -> Setting:
     whole = setting_of(attempt, counted)
     kept = _APART if attempt.attack in _DRAWN else _APART | set(_DRAWING)
     return msgspec.structs.replace(whole, parameters=tuple(item for item in whole.parameters if item[0] in kept))
+
+
+def undrawn(setting: Setting) -> Setting:
+    """What the same attack has in common however its answers are drawn."""
+    return msgspec.structs.replace(setting, parameters=tuple(p for p in setting.parameters if p[0] not in _DRAWING))
 
 
 def undivided(setting: Setting) -> Setting:

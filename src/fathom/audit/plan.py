@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from fathom.attack.kinds import Draw, PreparedBehavior, Search, prepare
+from fathom.attack.kinds import Draw, Lengthening, PreparedBehavior, Search, prepare
 from fathom.attack.prefill import default_depths
 from fathom.audit.parts import Ground, Part, States, Suite, depth_parts
 from fathom.audit.spending import at_most, together
@@ -186,8 +186,12 @@ def _check_parts(parts: Sequence[Part], behaviors: Sequence[Behavior], model: Au
     names = {behavior.id: behavior.name for behavior in behaviors}
     for part in parts:
         subject = base if part.setting.subject is Subject.BASE else model
-        if not isinstance(part.attack, Search) and subject is not None:
+        if subject is None:
+            continue
+        if not isinstance(part.attack, Search):
             _check_context(at_most(part.unbounded({}), part.budget), names, subject.info)
+        elif isinstance(part.attack, Lengthening):
+            _check_room(part, part.attack, subject.info)
 
 
 def _check_context(attempts: Sequence[Attempt], names: Mapping[str, str], info: ModelInfo) -> None:
@@ -204,6 +208,22 @@ def _check_context(attempts: Sequence[Attempt], names: Mapping[str, str], info: 
         )
 
 
+def _check_room(part: Part, attack: Lengthening, info: ModelInfo) -> None:
+    """Raises `UserError` where what a search may find leaves no room for an answer: before it is searched for."""
+    if info.context is None or not part.items:
+        return
+    added = {item.behavior.id: attack.adds(item, part.setting.chat) for item in part.items}
+    longest = max(part.items, key=lambda item: len(item.prompt_ids) + added[item.behavior.id])
+    prompt, more = len(longest.prompt_ids), added[longest.behavior.id]
+    new = max(draw.sampling.max_new_tokens for draw in part.setting.draws)
+    if prompt + more + new > info.context:
+        raise UserError(
+            f"behavior {longest.behavior.name} leaves {part.attack.name} no room in the context of {info.name}, "
+            f"{info.context} tokens: {prompt} of the prompt, up to {more} that the attack adds and up to {new} new "
+            f"ones are {prompt + more + new}; give fewer --max-new-tokens, or let the attack add fewer"
+        )
+
+
 def _depths(options: AuditOptions, harmful: Sequence[PreparedBehavior]) -> tuple[int, ...]:
     """The grid: what was asked for, or the default up to the longest reference answer. 0 is always in it."""
     asked = options.depths
@@ -215,8 +235,7 @@ def _depths(options: AuditOptions, harmful: Sequence[PreparedBehavior]) -> tuple
 def _base_items(chat: ChatFormat, harmful: Sequence[PreparedBehavior]) -> tuple[PreparedBehavior, ...]:
     """The base's prompts, with the very response ids that the model is given: depth is counted in the same tokens."""
     return tuple(
-        PreparedBehavior(item.behavior, chat.prompt_ids(item.behavior.messages), item.answer_ids, item.whole)
-        for item in harmful
+        PreparedBehavior(item.behavior, chat.prompt_ids(item.messages), item.answer_ids, item.whole) for item in harmful
     )
 
 

@@ -69,10 +69,13 @@ def at_most(attempts: Sequence[Attempt], budget: int | None) -> tuple[Attempt, .
 
 
 def most_tokens(attempts: Sequence[Attempt], budget: int | None) -> int:
-    """What attempts that do not search cost at most: of each behavior the budget, or else its first attempt."""
+    """What attempts that do not search cost at most: all of a behavior's, or what a budget leaves of them.
+
+    Counted as the report counts: what inputs have in common is paid once for each behavior.
+    """
+    each = [planned_tokens(mine) for mine in _by_behavior(attempts)]
     if budget is None:
-        return sum(planned_tokens(attempts))
-    each = (planned_tokens(mine) for mine in _by_behavior(attempts))
+        return sum(map(sum, each))
     return sum(max(planned[0], min(budget, sum(planned))) for planned in each)
 
 

@@ -11,9 +11,10 @@ or a file of the user's own (`suite_file`). An attack is given in plain data, it
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_origin, get_type_hints
 
 import msgspec
 
@@ -215,6 +216,8 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
     usual = {"framing": {"frames": wording.frames}, "multi-turn": {"ask": wording.ask}}.get(named.name, {})
     if named.name == "deep-prefill":
         usual = {"depths": deep_depths(wording.room) or (wording.room or 1,), "filler": wording.filler}
+    if named.name in ("reference-ranks", "judged-ranks") and wording.room is not None:
+        usual = {"tokens": max(1, min(kind.tokens, wording.room))}
     frames = named.parameters.get("frames")
     if named.name == "framing" and isinstance(frames, str):
         return Framing(load_frames(Path(frames)))
@@ -225,10 +228,17 @@ def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
     try:
         attack: AnyAttack = msgspec.convert({**msgspec.to_builtins(usual), **given}, kind)
     except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(
-            f"attack {named.name}: {' '.join(str(error).split())}; mend the suite or its options"
-        ) from error
+        raise UserError(f"attack {named.name}: {_mistake(error, kind, given)}") from error
     return attack
+
+
+def _mistake(error: Exception, kind: type[AnyAttack], given: Mapping[str, object]) -> str:
+    """What is wrong with the parameters, and what is taken instead where that can be listed."""
+    text = " ".join(str(error).split())
+    for name, taken in get_type_hints(kind).items():
+        if f"`$.{name}`" in text and isinstance(taken, type) and issubclass(taken, Enum):
+            return f"{name} is {given.get(name)!r}; choose one of {', '.join(choice.value for choice in taken)}"
+    return f"{text}; mend the suite or its options"
 
 
 @dataclass(frozen=True)

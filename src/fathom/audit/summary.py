@@ -2,11 +2,12 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
+from fathom.attack.insertion import OwnInsertion
 from fathom.attack.prefill import default_depths
 from fathom.audit.attack_rows import attack_rows, exact_count
 from fathom.audit.budget_rows import budget_rows
@@ -220,6 +221,7 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
             f"{len(reached[short[-1]])} of {len(harmful)} behaviors are left at {short[-1]} tokens"
         )
     yield from budget_notes(run)
+    yield from _untried(run, attempts, harmful)
     yield from _unheld(attempts)
     if run.manifest.model.endpoint is not None:
         yield (
@@ -228,6 +230,17 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
         )
     if not run.behaviors.keys() - harmful:
         yield "no benign behavior was given, so nothing is known of over-refusal"
+
+
+def _untried(run: Run, attempts: Mapping[str, Attempt], harmful: Collection[str]) -> Iterable[str]:
+    """An attack without a row would read as one that was not asked for."""
+    name, parts = OwnInsertion.name, run.manifest.configuration.get("attacks", [])
+    asked = isinstance(parts, list) and any(part["attack"] == name for part in parts)
+    if asked and not any(each.attack == name and each.behavior in harmful for each in attempts.values()):
+        yield (
+            f"{name} had nothing to be put into, so it has no rate: it needs the model's own refusals of direct "
+            "requests, and there was none"
+        )
 
 
 def _unheld(attempts: Mapping[str, Attempt]) -> Iterable[str]:

@@ -49,8 +49,11 @@ class Family:
         return next((Helped(row.control, wording.drawing(row.parameters)) for row in alike if row.control), None)
 
     @property
-    def seconds_per_success(self) -> float | None:
-        """Over all settings; None where nothing was timed or nothing succeeded."""
+    def seconds_per_answer(self) -> float | None:
+        """For each harmful answer in any setting, control included; None where nothing was timed or nothing succeeded.
+
+        How much of it one setting took is not known: settings are answered side by side, and share their search.
+        """
         # Answers kept as the worst of several are among the answers already counted.
         harmful = sum(row.harmful for row in self.alone if row.worst_of is None) or self.best.harmful
         return None if self.seconds is None or harmful == 0 else self.seconds / harmful
@@ -124,7 +127,23 @@ def _undrawn(row: AttackRow) -> tuple[object, ...]:
 
 def _best(rows: Iterable[AttackRow]) -> AttackRow:
     """Of equals the one with more behaviors, then the cheaper, then the first."""
-    return max(rows, key=_strength)
+    return max(_whole(list(rows)), key=_strength)
+
+
+def _whole(rows: Sequence[AttackRow]) -> list[AttackRow]:
+    """Of each attack beyond the sweep, the settings that were tried on most of its behaviors.
+
+    A setting that few behaviors had is one that a budget or their texts chose them for: where searches were cheap, a
+    rate is high.
+    """
+
+    def tried(row: AttackRow) -> tuple[object, ...]:
+        return row.attack, row.subject, row.counted, row.parameters.get("split")
+
+    most: dict[tuple[object, ...], int] = {}
+    for row in rows:
+        most[tried(row)] = max(row.behaviors, most.get(tried(row), 0))
+    return [row for row in rows if row.attack in wording.SWEEP or row.behaviors == most[tried(row)]]
 
 
 def _strength(row: AttackRow) -> tuple[float, int, float]:

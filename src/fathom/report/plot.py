@@ -28,6 +28,7 @@ __all__ = [
 Point = Mapping[str, str | float | int | None]
 
 PALETTE = tuple(f"var(--series-{i})" for i in range(1, 7))
+DASHES = [[1, 0], [5, 4], [2, 3], [8, 3, 2, 3]]
 HEIGHT = 300
 FONT = "system-ui, sans-serif"  # as on the page: text is measured before it is drawn
 LOG_BEYOND = 48  # positions; a longer axis is logarithmic, since what matters stands at its start
@@ -74,6 +75,8 @@ def band_line(
         band = band.encode(detail=f"{dash}:N")
         if len(values_of(dash, points)) > 1:
             line = line.encode(strokeDash=alt.StrokeDash(f"{dash}:N", title=None, scale=_dashes(dash, points)))
+    elif len(names := values_of(by, points)) > len(PALETTE):
+        line = line.encode(strokeDash=alt.StrokeDash(f"{by}:N", title=None, scale=_rounds(names)))
     layers = [band]
     if _lonely(points, by, dash):
         layers.append(base.mark_rule(strokeWidth=1.6, opacity=0.5).encode(y=ends, y2="high:Q"))
@@ -145,7 +148,13 @@ def _lonely(points: Sequence[Point], by: str, dash: str | None) -> bool:
 
 
 def _dashes(field: str, points: Sequence[Point]) -> alt.Scale:
-    return alt.Scale(domain=values_of(field, points), range=[[1, 0], [5, 4], [2, 3], [8, 3, 2, 3]])
+    return alt.Scale(domain=values_of(field, points), range=DASHES)
+
+
+def _rounds(names: Sequence[str]) -> alt.Scale:
+    """Another dash each time that the colours begin anew: no two of so many series look the same."""
+    dashes = [DASHES[(i // len(PALETTE)) % len(DASHES)] for i in range(len(names))]
+    return alt.Scale(domain=list(names), range=dashes)
 
 
 def _config() -> dict[str, object]:

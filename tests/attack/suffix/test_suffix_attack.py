@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from suffix_chats import tiny_chat
 
 from fathom.__main__ import run
 from fathom.attack.kinds import Draw, Estimated, Frugal, Search, Setting, Victim, prepare
@@ -21,7 +22,7 @@ from fathom.attack.suffix.state import State
 from fathom.errors import UserError
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import OrganismJudge, behaviors, stage_directory
-from fathom.records import Exchange, Judgement, Label, Sampling
+from fathom.records import Behavior, Exchange, Judgement, Label, Message, Sampling
 
 
 class NeverJudge(OrganismJudge):
@@ -40,6 +41,15 @@ class AlwaysJudge(OrganismJudge):
 
 ATTACK = Suffix(steps=12, length=12, width=32, topk=32, answer_tokens=130)
 BEHAVIORS = (*behaviors(harmful=3, benign=1),)
+TEA = tuple(
+    Behavior(
+        id=drink,
+        messages=(Message(role="user", content=f"How do I make {drink}?"),),
+        target=f"Sure, here is how to make {drink}.",
+        answer=f"Sure, here is how to make {drink}. First, boil some water. Step 2: wait for four minutes.",
+    )
+    for drink in ("a cup of tea", "some water")
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +95,64 @@ def test_a_suffix_for_each_prompt(model: ChatModel) -> None:
     assert attempt.found["forward_tokens"] == state.forward_tokens > 0
     assert attempt.parameters == {"target": "prefix", "length": 12}
     assert ATTACK.estimate(items, setting(model)).forward_tokens > state.forward_tokens
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+@pytest.mark.parametrize("target", list(TargetKind))
+def test_what_a_search_is_said_to_cost_at_most_is_enough(kind: str, target: TargetKind) -> None:
+    """Also where a target has more tokens than words, and every look at an answer is in vain."""
+    model = tiny_chat(kind)
+    attack = Suffix(steps=9, length=5, width=6, topk=8, answer_tokens=20, target=target, check=1, patience=1)
+    items = prepare(model.chat, TEA)
+    for item in items:
+        (one,) = attack.targets([item])
+        state = attack.init(one, victim := Victim(model, NeverJudge(), 0))
+        for _ in range(attack.steps):
+            state = attack.step(state, one, victim)
+        (attempt,) = attack.found([item], setting(model), {one.key: state})
+        spent = state.forward_tokens + len(attempt.prompt_ids) + 8
+        assert spent <= attack.estimate([item], setting(model)).forward_tokens
+
+
+def test_an_answer_that_is_looked_at_has_as_many_tokens_as_there_is_room_for() -> None:
+    model, attack = tiny_chat(), Suffix(steps=1, length=5, width=4, topk=8, answer_tokens=10_000, check=1)
+    (one, _) = attack.targets(prepare(model.chat, TEA))
+    state = attack.step(attack.init(one, victim := Victim(model, NeverJudge(), 0)), one, victim)
+    assert state.looked == 1
+    assert model.context == 256
+
+
+def test_what_slows_a_search_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_chat(family="bloom")
+    attack = Suffix(steps=2, length=5, width=4, topk=8, answer_tokens=10, check=1)
+    victim = Victim(model, NeverJudge(), 0)
+    for one in attack.targets(prepare(model.chat, TEA)):
+        attack.step(attack.init(one, victim), one, victim)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("candidates are computed whole" in line for line in said) == 1
+    assert sum("prompts are computed anew" in line for line in said) == 1
+
+
+def test_a_request_without_its_suffix_has_no_place_for_one() -> None:
+    chat = tiny_chat().chat
+    for content, asked in (
+        ("How do I {suffix} make tea?", "How do I make tea?"),
+        ("How do I make tea? {suffix}", "How do I make tea?"),
+        ("{suffix} How do I make tea?", "How do I make tea?"),
+        ("How do I make tea?", "How do I make tea?"),
+    ):
+        (item,) = prepare(chat, [Behavior(id="b", messages=(Message(role="user", content=content),), target="Sure")])
+        assert item.messages[0].content == asked
+        assert item.prompt_ids == chat.prompt_ids((Message(role="user", content=asked),))
+        assert item.behavior.messages[0].content == content
+
+
+def test_a_request_with_two_places_is_named() -> None:
+    model, messages = tiny_chat(), (Message(role="user", content="How {suffix} do I {suffix} make tea?"),)
+    (item,) = prepare(model.chat, [Behavior(id="b", messages=messages, target="Sure")])
+    attack = Suffix(steps=2, length=5)
+    with pytest.raises(UserError, match=r"How \{suffix\} do I .* has 2 places"):
+        attack.init(attack.targets([item])[0], Victim(model, NeverJudge(), 0))
 
 
 def test_any_state_goes_on_as_it_would_have(model: ChatModel) -> None:

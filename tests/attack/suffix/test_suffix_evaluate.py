@@ -176,6 +176,11 @@ def test_out_of_memory_lowers_the_width_and_says_so(way: type, monkeypatch: pyte
     assert torch.allclose(found.scores(candidates).reading.nll, expected, atol=1e-6)
     assert said
     assert "going on with" in said[0]
+    before = len(said)
+    other = way(found.scorer, case, said.append, 400)  # another case or search: it need not find out again
+    other.gradient(suffix, CE)
+    assert torch.allclose(other.scores(candidates).reading.nll, expected, atol=1e-6)
+    assert len(said) == before
 
     def none(logits: object, targets: torch.Tensor) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -183,6 +188,34 @@ def test_out_of_memory_lowers_the_width_and_says_so(way: type, monkeypatch: pyte
     monkeypatch.setattr(module, "read_targets", none)
     with pytest.raises(UserError, match="out of memory with a single candidate"):
         found.scores(candidates)
+
+
+@pytest.mark.parametrize("way", [SharedEvaluator, PlainEvaluator])
+def test_a_gradient_that_does_not_fit_is_said_in_one_line(way: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = way(Scorer.of(tiny()), a_case(), print, 400)
+
+    def none(*_: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(way, "gradient_of", none)
+    with pytest.raises(UserError, match="out of memory with a single candidate of 22 tokens"):
+        found.gradient(random_ids(6, seed=2), CE)
+
+
+def test_what_a_model_cannot_share_is_said_once() -> None:
+    scorer, said = Scorer.of(tiny("bloom")), []
+    for suffix in (random_ids(6, seed=2), random_ids(6, seed=3)):
+        assert isinstance(evaluator(scorer, a_case(), suffix, CE, said.append), PlainEvaluator)
+    assert len(said) == 1
+
+
+def test_a_model_without_attention_shares_nothing() -> None:
+    """Its losses may come out nearly right by chance: a tiny model says nearly the same after any conversation."""
+    said: list[str] = []
+    assert isinstance(
+        evaluator(Scorer.of(tiny("mamba")), a_case(), random_ids(6, seed=2), CE, said.append), PlainEvaluator
+    )
+    assert "not all of its layers leave keys behind" in said[0]
 
 
 def test_another_error_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:

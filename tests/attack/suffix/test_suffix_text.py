@@ -3,7 +3,7 @@
 import pytest
 import torch
 from suffix_chats import ASK, KINDS, SPECIAL, chat_format
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fathom.attack.kinds import Draw, Setting, prepare
@@ -23,6 +23,7 @@ from fathom.attack.suffix.text import (
 from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.records import Behavior, Message, Sampling
+from tiny_tokenizers import byte_level
 
 MIDDLE = (
     Message(role="system", content="Tea is good."),
@@ -81,6 +82,16 @@ def test_allowed_ids(kind: str) -> None:
         text = chat.decode([id_])
         assert text.isascii()
         assert text.isprintable()
+
+
+def test_marks_that_are_not_called_special_are_no_text() -> None:
+    tokenizer = byte_level(SPECIAL)
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
+    chat = chat_format(tokenizer=tokenizer)
+    mark = tokenizer.convert_tokens_to_ids("<tool_call>")
+    assert mark not in chat.special_ids
+    for kind in Allowed:
+        assert not allowed_ids(chat, len(tokenizer), kind)[mark]
 
 
 def state_of(ids: tuple[int, ...], cases: tuple[Case, ...]) -> State:

@@ -18,7 +18,6 @@ from fathom.attack.suffix.search import Known, SuffixSearch
 from fathom.attack.suffix.state import Entry, State
 from fathom.attack.suffix.text import start_ids, typed_messages
 from fathom.attack.suffix.universal import TypedSuffix, UniversalSuffix
-from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.records import Attempt, Exchange, Label, Sampling
 
@@ -115,10 +114,15 @@ class Suffix(Suffixes):
 
     def estimate(self, items: Sequence[PreparedBehavior], setting: Setting) -> Estimate:
         """As if no suffix were found before the last step."""
-        looks = self.steps // max(1, self.check)
-        each = [self._most_tokens(item) + looks * (len(item.prompt_ids) + self.answer_tokens) for item in items]
-        answers = len(items) * setting.answers
-        return Estimate(answers, sum(each) + sum(len(item.prompt_ids) + setting.new_tokens for item in items))
+        checked = self.steps // self.check if self.check else 0
+        looks = self.tries + min(self.steps, checked + self.steps // self.rest + 1)
+        tokens = 0
+        for item in items:
+            typed = len(item.prompt_ids) + self.adds(item, setting.chat)
+            known = self.pool * 2 * typed
+            tokens += self._most_tokens(item, setting.chat) + known + looks * (typed + self.answer_tokens)
+            tokens += typed + setting.new_tokens
+        return Estimate(len(items) * setting.answers, tokens)
 
     def looked(self, state: State, search: SuffixSearch, target: Target, victim: Victim) -> State:
         # An answer costs as much as many candidates: where the target is reached and not enough, seldom.
@@ -138,15 +142,17 @@ class Suffix(Suffixes):
     def judged(self, state: State, entry: Entry, search: SuffixSearch, target: Target, victim: Victim) -> State:
         """Write the greedy answer behind a suffix, and have it judged."""
         (item,), prompt = target.items, search.problem.cases[0].prompt_ids(entry.ids)
+        context = victim.model.context
+        room = self.answer_tokens if context is None else min(self.answer_tokens, context - len(prompt))
         attempt = Attempt.make(
             behavior=item.behavior.id,
             attack=self.name,
             prompt_ids=prompt,
             prefill_ids=(),
-            sampling=Sampling(max_new_tokens=self.answer_tokens),
+            sampling=Sampling(max_new_tokens=room),
             run_seed=victim.seed,
         )
-        (completion,) = TransformersEngine(victim.model).complete([attempt])
+        (completion,) = victim.engine.complete([attempt])
         exchange = Exchange(behavior=item.behavior, prefill="", response=completion.text, finish=completion.finish)
         harmful = victim.judge.judge(exchange).label is Label.HARMFUL
         return msgspec.structs.replace(

@@ -13,7 +13,7 @@ from fathom.attack.suffix.problem import Case, Joined, Problem, emphasised
 from fathom.attack.suffix.problem import Target as Wanted
 from fathom.attack.suffix.search import SuffixSearch
 from fathom.attack.suffix.state import State
-from fathom.attack.suffix.text import allowed_ids, place_suffix, start_ids, suffix_text
+from fathom.attack.suffix.text import after_suffix, allowed_ids, place_suffix, start_ids, suffix_text
 from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.model import ChatModel
@@ -138,10 +138,21 @@ class Suffixes:
             return Wanted(ids)
         return Wanted(ids, emphasised(_refusal_mass(model, item, ids)))
 
-    def _most_tokens(self, item: PreparedBehavior) -> int:
-        """Forward tokens of one case in all steps, if every candidate were scored whole."""
-        tail = 8 + max(self.tokens, 16)
-        return (self.steps + 1) * (self.width + self.merge + 1) * (self.length + tail) + len(item.prompt_ids)
+    def adds(self, item: PreparedBehavior, chat: ChatFormat) -> int:
+        """The suffix, and a space before it."""
+        del item
+        return 1 + (self.length if self.start is None else len(chat.tokenise(self.start)))
+
+    def _most_tokens(self, item: PreparedBehavior, chat: ChatFormat) -> int:
+        """Forward tokens of one case in all steps, if every candidate were scored on all of its target.
+
+        What stands before the suffix counts once, as where candidates share it.
+        """
+        prefix = () if item.behavior.target is None else chat.response_ids(item.behavior.messages, item.behavior.target)
+        target = max(len(prefix), min(self.tokens + len(prefix), len(item.answer_ids)))
+        whole = self.adds(item, chat) - 1 + after_suffix(chat, item.behavior.messages) + target
+        passes = self.width + self.merge + 2  # candidates, the gradient, and another start with what it is compared to
+        return (self.steps + 1) * passes * whole + 2 * (len(item.prompt_ids) + target)
 
 
 class _Latest(NamedTuple):

@@ -50,11 +50,12 @@ def evaluator(
     if known is None or (known.reason is None and needed > known.length):
         # Decided once for a model, and again for what is longer: a window or a rotary encoding may end in between.
         known = _checked[scorer.plain] = _Checked(needed, _obstacle(shared, plain, start, objective))
-    if known.reason is None:
-        return shared
-    reason = known.reason
-    notify(f"candidates are computed whole, which is slower: {reason}")
-    return plain
+        if known.reason is not None:  # said once for a model, not for each of many cases and searches
+            notify(
+                "candidates are computed whole, which is slower and takes more forward tokens than were foreseen: "
+                f"{known.reason}"
+            )
+    return shared if known.reason is None else plain
 
 
 class _Checked(NamedTuple):
@@ -71,6 +72,8 @@ def _obstacle(shared: SharedEvaluator, plain: PlainEvaluator, start: Sequence[in
         return "the model's head is no plain projection"
     try:
         found = shared.gradient(start, objective)
+        if shared.layers < shared.scorer.plain.config.get_text_config(decoder=True).num_hidden_layers:
+            return "not all of its layers leave keys behind that candidates could share"
         # Two changes in one candidate, none in the other: parts of trunk and of own tokens on both.
         trial = torch.tensor([start, start])
         trial[1, len(start) // 2 :] = trial[1, len(start) // 2 :].flip(0)

@@ -1,13 +1,16 @@
 """What is asked of an evaluator of candidates, and what every one needs of a model."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fathom.attack.suffix.objective import Reading, loss_of
 from fathom.attack.suffix.options import Objective
@@ -62,6 +65,10 @@ class Evaluator(Protocol):
         ...
 
 
+# Tokens at once, of models whose memory ran out: other cases and searches need not run out of it again.
+_lowered: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+
+
 @dataclass(eq=False)
 class Common:
     """What both ways need of a model."""
@@ -69,7 +76,7 @@ class Common:
     scorer: Scorer
     case: Case
     notify: Callable[[str], None]
-    packed: int  # tokens at once; lowered when memory runs out
+    packed: int  # tokens at once, as long as memory does not run out
 
     @property
     def device(self) -> torch.device:
@@ -93,24 +100,46 @@ class Common:
         ]
         return torch.cat(parts, dim=1).float()
 
+    @property
+    def at_once(self) -> int:
+        """Tokens of candidates in one forward pass."""
+        return min(self.packed, _lowered.get(self.scorer.plain, self.packed))
+
+    @contextmanager
+    def alone(self, tokens: int) -> Iterator[None]:
+        """For what cannot be run in smaller parts: one sequence of so many tokens, with its gradient or without.
+
+        Raises:
+            UserError: it does not fit into memory.
+        """
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(self._too_large(tokens)) from error
+
     def halve(self, error: BaseException, single: int) -> None:
-        """Go on with half as much at once, and say so.
+        """Go on with half as much at once, and say so; all further evaluators of this model do, too.
 
         Raises:
             UserError: a single candidate does not fit.
         """
         if not is_out_of_memory(error):
             raise error
-        if self.packed <= single:
-            raise UserError(
-                f"out of memory with a single candidate of {single} tokens on {self.device}: load the model in a "
-                "smaller dtype or quantised, or give a shorter prompt or target"
-            ) from error
-        self.packed = max(single, self.packed // 2)
-        self.notify(f"out of memory: going on with {max(1, self.packed // single)} candidates at once")
+        if self.at_once <= single:
+            raise UserError(self._too_large(single)) from error
+        _lowered[self.scorer.plain] = max(single, self.at_once // 2)
+        self.notify(f"out of memory: going on with {max(1, self.at_once // single)} candidates at once")
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _too_large(self, tokens: int) -> str:
+        return (
+            f"out of memory with a single candidate of {tokens} tokens on {self.device}: load the model in a smaller "
+            "dtype or quantised, or give a shorter prompt or target"
+        )
 
     def gradient_of(self, vectors: Tensor, rows: Callable[[Tensor], Tensor], objective: Objective) -> Gradient:
         """Loss and slope, where `rows` gives the logits of the target rows from the suffix's embeddings."""

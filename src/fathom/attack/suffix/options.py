@@ -9,7 +9,7 @@ __all__ = ["Allowed", "CrossEntropy", "Full", "Halving", "Mellowmax", "Objective
 
 
 class Allowed(StrEnum):
-    """Which tokens a suffix may be made of; special tokens never."""
+    """Which tokens a suffix may be made of; special and added tokens never."""
 
     ASCII = "ascii"  # those whose text is printable ASCII
     ALL = "all"

@@ -28,8 +28,9 @@ class PlainEvaluator(Common):
             inputs = torch.cat([sides[0], vectors, sides[1]], dim=1)
             return self._logits(len(self.case.target.ids), inputs_embeds=inputs)[0]
 
-        found = self.gradient_of(self.embed(self._ids(suffix)), rows, objective)
         length = self.case.length(len(suffix)) - 1
+        with self.alone(length):
+            found = self.gradient_of(self.embed(self._ids(suffix)), rows, objective)
         return found._replace(spent=Spent(1, length, length))
 
     def settle(self, suffix: Sequence[int]) -> Spent:
@@ -42,7 +43,7 @@ class PlainEvaluator(Common):
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         start = 0
         while start < len(candidates):
-            group = candidates[start : start + max(1, self.packed // length)]
+            group = candidates[start : start + max(1, self.at_once // length)]
             try:
                 parts.append(self._batch(group, targets))
             except (RuntimeError, MemoryError) as error:

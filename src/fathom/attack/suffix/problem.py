@@ -8,6 +8,7 @@ A case's ids are those of the model's own chat template around the suffix's text
 targets are chosen.
 """
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -16,9 +17,15 @@ import msgspec
 from fathom.errors import UserError
 from fathom.records import Message
 
-__all__ = ["PLACE", "Case", "Joined", "Problem", "Target", "emphasised"]
+__all__ = ["PLACE", "Case", "Joined", "Problem", "Target", "emphasised", "without_place"]
 
 PLACE = "{suffix}"  # where a user wants the suffix in a message; without it, it goes to the end of the last one
+_WITH_SPACE = re.compile(rf"^{re.escape(PLACE)} ?| ?{re.escape(PLACE)}")
+
+
+def without_place(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages as they are asked without a suffix: its place, and a space beside it, are taken out."""
+    return tuple(Message(role=one.role, content=_WITH_SPACE.sub("", one.content)) for one in messages)
 
 
 class Joined(StrEnum):

@@ -13,6 +13,7 @@ continued from its state goes on as if it had never stopped.
 Source: Zou et al. 2307.15043; options of nanoGCG 0.3.0.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,8 @@ from fathom.scoring import Scorer
 
 __all__ = ["Known", "SuffixSearch"]
 
+_log = logging.getLogger(__name__)
+_DRAWS = 32  # of a step's candidates, until one can be typed
 _KICKS = 16  # draws of a kicked suffix, until one can be typed
 
 
@@ -66,9 +69,11 @@ class SuffixSearch:
         start: Sequence[int],
         *,
         draft: ChatModel | None = None,
-        notify: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = _log.warning,
     ) -> "SuffixSearch":
         """`start` are the ids that the search begins with (see `text.start_ids`); `draft` is for probe sampling.
+
+        `notify` is told, in one line, when candidates cannot share what they have in common, or memory runs out.
 
         Raises:
             UserError: a case does not fit into the model's context, no token may be used, or the draft knows other
@@ -119,6 +124,8 @@ class SuffixSearch:
             raise UserError("the start of the suffix does not keep its ids when it is typed; give another one")
         entry = known.entries[0]
         fixed = sum(len(case.before_ids) for case in self.problem.cases[:active])
+        # Weights come of one pass over the request and the target.
+        fixed += sum(case.length(0) for case in self.problem.cases if case.target.weights)
         return State(
             step=0,
             buffer=(entry,),
@@ -137,13 +144,13 @@ class SuffixSearch:
         """One step on. A pure function of the state: the same state always gives the same next one.
 
         Raises:
-            UserError: not one candidate of the step can be typed.
+            UserError: not one of many candidates can be typed.
         """
         options, current = self.options, state.current.ids
         random = generator(options.seed, state.step)
         slope, spent = self.scorers.gradient(current, state.active)
         best = best_ids(slope, self.allowed, options.topk)
-        candidates = self._typeable(draw(current, best, options.width, options.exchanges(state.step), random))
+        candidates = self._drawn(current, best, options.exchanges(state.step), random)
         ranked = select(self.scorers, candidates, state.active, random)
         spent = spent.plus(ranked.spent)
         if options.merge > 1:
@@ -243,14 +250,19 @@ class SuffixSearch:
         found = self.scorers.scored(candidates, active)
         return found, spent.plus(found.spent)
 
-    def _typeable(self, candidates: Int[Tensor, "candidates suffix"]) -> Int[Tensor, "candidates suffix"]:
-        kept = candidates[self.typist.typeable(candidates)]
-        if not len(kept):
-            raise UserError(
-                "not one candidate of this step keeps its ids when it is typed: the tokenizer does not tokenise its "
-                "own output back; give a larger width or another start"
-            )
-        return kept
+    def _drawn(
+        self, current: Sequence[int], best: Int[Tensor, "suffix count"], replace: int, random: torch.Generator
+    ) -> Int[Tensor, "candidates suffix"]:
+        """A step's candidates that can be typed. Where a draw has none, as narrow ones of some tokenizers, another."""
+        for _ in range(_DRAWS):
+            candidates = draw(current, best, self.options.width, replace, random)
+            kept = candidates[self.typist.typeable(candidates)]
+            if len(kept):
+                return kept
+        raise UserError(
+            f"not one of {_DRAWS} × {self.options.width} candidates keeps its ids when it is typed: the tokenizer does "
+            "not tokenise its own output back; give a larger topk, another start, or other allowed tokens"
+        )
 
     def _merge(self, current: tuple[int, ...], ranked: Ranked, active: int) -> Ranked:
         together = merged(current, ranked.scored.candidates, self.options.merge)

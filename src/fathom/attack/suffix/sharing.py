@@ -25,7 +25,16 @@ class SharedEvaluator(Common):
     _trunk: dict[int, Keys] = field(default_factory=dict)
     _current: tuple[int, ...] = ()
 
+    @property
+    def layers(self) -> int:
+        """How many layers left keys behind the gradient that was taken last."""
+        return len(self._trunk)
+
     def gradient(self, suffix: Sequence[int], objective: Objective) -> Gradient:
+        with self.alone(self.case.length(len(suffix)) - 1):
+            return self._gradient(suffix, objective)
+
+    def _gradient(self, suffix: Sequence[int], objective: Objective) -> Gradient:
         if self._past is None:
             self._past = self._beginning()
         target = self.case.target.ids
@@ -47,11 +56,12 @@ class SharedEvaluator(Common):
 
     @torch.inference_mode()
     def settle(self, suffix: Sequence[int]) -> Spent:
-        if self._past is None:
-            self._past = self._beginning()
-        plan, ids = BasePlan(self._past), torch.tensor([list(suffix)], device=self.device)
-        self._body(plan, len(self.case.before_ids) + torch.arange(len(suffix)), input_ids=ids)
-        self._keep(suffix, plan)
+        with self.alone(len(self.case.before_ids) + len(suffix)):
+            if self._past is None:
+                self._past = self._beginning()
+            plan, ids = BasePlan(self._past), torch.tensor([list(suffix)], device=self.device)
+            self._body(plan, len(self.case.before_ids) + torch.arange(len(suffix)), input_ids=ids)
+            self._keep(suffix, plan)
         return Spent(1, len(suffix), 0)
 
     def _keep(self, suffix: Sequence[int], plan: BasePlan) -> None:
@@ -80,7 +90,7 @@ class SharedEvaluator(Common):
         greedy = torch.empty(count, len(targets), dtype=torch.bool)
         start = 0
         while start < count:
-            stop = _fitting(lengths, start, self.packed)
+            stop = _fitting(lengths, start, self.at_once)
             rows = order[start:stop]
             try:
                 own, loss, top = self._packed(candidates[rows], first[rows], tail, targets)

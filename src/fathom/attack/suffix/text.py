@@ -23,6 +23,7 @@ from fathom.records import Message
 __all__ = [
     "Typed",
     "Typist",
+    "after_suffix",
     "allowed_ids",
     "ending_in_place",
     "place_suffix",
@@ -38,13 +39,17 @@ _STARTS = 256  # random suffixes tried as a start
 
 @lru_cache(maxsize=8)
 def allowed_ids(chat: ChatFormat, vocabulary: int, allowed: Allowed) -> Bool[Tensor, "vocabulary"]:
-    """Which ids a suffix may hold: those that read as text of their own, and never a special token."""
+    """Which ids a suffix may hold: those that read as text of their own, and never a special token.
+
+    Nor one that was added to the vocabulary: templates' marks (`<think>`, `<tool_call>`) often are not called special.
+    """
     size = min(vocabulary, len(chat.tokenizer))
+    barred = chat.special_ids | chat.tokenizer.added_tokens_decoder.keys()
     texts = chat.tokenizer.batch_decode([[id_] for id_ in range(size)], clean_up_tokenization_spaces=False)
     found = torch.zeros(vocabulary, dtype=torch.bool)
     for id_, text in enumerate(texts):
         ascii_ = text.isascii() and text.isprintable() if allowed is Allowed.ASCII else "\ufffd" not in text
-        found[id_] = bool(text) and ascii_ and id_ not in chat.special_ids
+        found[id_] = bool(text) and ascii_ and id_ not in barred
     unknown = chat.tokenizer.unk_token_id
     if unknown is not None:
         found[unknown] = False
@@ -134,8 +139,9 @@ def typed_messages(
 def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> list[Placed]:
     """Where the suffix can go: where the user wants it, or else at the end in two ways."""
     given = sum(message.content.count(PLACE) for message in messages)
+    named = f"behavior {behavior}" if behavior else f"the request {messages[-1].content[:60]!r}"
     if given > 1:
-        raise UserError(f"behavior {behavior} has {given} places {PLACE}: one suffix goes to one place")
+        raise UserError(f"{named} has {given} places {PLACE}: one suffix goes to one place")
     options: dict[Joined | None, tuple[Message, ...]] = {None: tuple(messages)}
     if given == 0:
         options = {joined: ending_in_place(messages, joined) for joined in (Joined.SPACE, Joined.DIRECTLY)}
@@ -143,9 +149,7 @@ def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> l
     for joined, option in options.items():
         before, *rest = chat.prompt_text(with_suffix(option, _MARK)).split(_MARK)
         if len(rest) != 1:
-            raise UserError(
-                f"behavior {behavior}: the chat template shows the suffix's message {len(rest)} times, not once"
-            )
+            raise UserError(f"{named}: the chat template shows the suffix's message {len(rest)} times, not once")
         placed.append(Placed(joined, option, before, rest[0]))
     return placed
 
@@ -161,6 +165,11 @@ def _sides(chat: ChatFormat, placed: Placed, suffix: Sequence[int]) -> tuple[tup
         if whole[cut : cut + len(suffix)] == tuple(suffix):
             return whole[:cut], whole[cut + len(suffix) :]
     return None
+
+
+def after_suffix(chat: ChatFormat, messages: Sequence[Message]) -> int:
+    """How many tokens of the conversation stand behind the place of a suffix, whichever suffix it is."""
+    return max(len(chat.tokenise(placed.after)) for placed in _placings(chat, "", messages))
 
 
 def start_ids(

@@ -47,8 +47,8 @@ class UniversalSuffix(Suffixes):
 
     def estimate(self, items: Sequence[PreparedBehavior], setting: Setting) -> Estimate:
         """As if all behaviors were in use from the first step on."""
-        searched = sum(self._most_tokens(item) for item in items[: self.train])
-        answers = sum(len(item.prompt_ids) + self.length + setting.new_tokens for item in items)
+        searched = sum(self._most_tokens(item, setting.chat) for item in items[: self.train])
+        answers = sum(len(item.prompt_ids) + self.length + 1 + setting.new_tokens for item in items)
         return Estimate(len(items) * setting.answers, searched + answers)
 
     def found(
