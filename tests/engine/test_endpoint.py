@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from attempts import attempt, completed, tiny_chat
 
+from fathom.audit.execute import _batches
 from fathom.cli.options import JUDGES
 from fathom.command.attack import AttackRequest
 from fathom.command.audit import AuditRequest, run_audit
@@ -201,6 +202,17 @@ def test_a_server_that_stays_away_is_one_line_and_nothing_is_lost(server: Server
     server.failures = []
     rest = [each for each in sweep() if each.id not in {done.attempt for done in kept}]
     assert {**{done.attempt: done for done in kept}, **through(server, model, rest)} == completed(model, sweep())
+
+
+def test_answers_that_came_before_an_error_are_written() -> None:
+    def records() -> Iterator[int]:
+        yield from range(3)
+        raise UserError("away")
+
+    handed: list[list[int]] = []
+    with pytest.raises(UserError, match="away"):
+        handed.extend(_batches(records()))
+    assert handed == [[0, 1, 2]]
 
 
 def test_no_server_at_all(model: ChatModel) -> None:

@@ -115,7 +115,8 @@ def _model(info: ModelInfo) -> tuple[Entry, ...]:
             if info.endpoint is None
             else f"{info.architecture}, {info.dtype}",
         ),
-        *((Entry("Server", f"{info.endpoint}, as {info.endpoint_model}"),) if info.endpoint is not None else ()),
+        *((Entry("Server", info.endpoint),) if info.endpoint is not None else ()),
+        *((Entry("Name there", info.endpoint_model),) if info.endpoint_model is not None else ()),
         *((Entry("Quantisation", info.quantisation),) if info.quantisation else ()),
         Entry("Weights", info.weights_hash if info.endpoint is None else "not seen"),
         Entry("Tokenizer", f"{info.tokenizer_hash}, {info.vocabulary:,} tokens"),
