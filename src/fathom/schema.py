@@ -51,6 +51,7 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     vocabulary: int  # ids that the model knows, embedding padding included
     context: int | None  # the longest input, in tokens, where the configuration states one
     endpoint: str | None = None  # the server that ran it; its weights were not seen, so they have no hash here
+    endpoint_model: str | None = None  # its name there
 
 
 class SkippedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

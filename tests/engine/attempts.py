@@ -22,6 +22,8 @@ STOPS = frozenset({3, 5, 8, 13})
 class IdsOnly(ChatFormat):
     """A chat format whose text is the ids in words."""
 
+    special_tokens = ("<end>",)
+
     def __init__(self, stop_ids: Iterable[int] = STOPS) -> None:
         super().__init__(tokenizer=cast(PreTrainedTokenizerFast, None), template=None, source="plain",
                          stop_ids=frozenset(stop_ids))  # fmt: skip

@@ -1,7 +1,7 @@
 """Attempts through HTTP with ids: what a server with the same model answers is what the engine here writes.
 
-The server speaks as vLLM does (`/v1/models`, `/v1/completions` with a prompt of ids and `return_token_ids`), with a
-real model behind it.
+The server speaks as vLLM 0.32.0 was heard to (`/v1/models`, `/v1/completions` with a prompt of ids and
+`return_token_ids`, the words of its errors), with a real model behind it.
 """
 
 import dataclasses
@@ -15,7 +15,9 @@ import msgspec
 import pytest
 from attempts import attempt, completed, tiny_chat
 
+from fathom.audit.execute import _batches
 from fathom.cli.options import JUDGES
+from fathom.command.attack import AttackRequest
 from fathom.command.audit import AuditRequest, run_audit
 from fathom.command.request import ModelRequest
 from fathom.engine import TransformersEngine
@@ -32,11 +34,14 @@ Answer = dict[str, object]
 class Server(ThreadingHTTPServer):
     """Serves one model; `spoil` may replace an answer, `failures` come first: (status, headers, body)."""
 
-    daemon_threads = True
+    daemon_threads = False  # closing waits for the last answers: the next test uses the same model
+    request_queue_size = 256
 
     def __init__(self, model: ChatModel, name: str = "tiny", limit: int | None = 200) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.model, self.name, self.limit = model, name, limit
+        self.cap: int | None = None  # as --override-generation-config '{"max_new_tokens": …}'
+        self.key: str | None = None  # as --api-key
         self.failures: list[tuple[int, dict[str, str], str]] = []
         self.spoil: Callable[[Answer], object] = lambda answer: answer
         self.asked: list[dict[str, object]] = []
@@ -48,9 +53,10 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def answer(self, body: dict[str, object]) -> object:
-        """As vLLM: the stop token is among the ids, and the prompt's ids come back."""
+        """As vLLM: the stop token is among the ids and not in the text, and the prompt's ids come back."""
+        budget = min(self.cap or 10_000, body["max_tokens"])  # type: ignore[call-overload]
         read = msgspec.convert(
-            {name: body[name] for name in ("temperature", "top_p", "top_k")} | {"max_new_tokens": body["max_tokens"]},
+            {name: body[name] for name in ("temperature", "top_p", "top_k")} | {"max_new_tokens": budget},
             Sampling,
         )
         prompt = msgspec.convert(body["prompt"], list[int])
@@ -76,6 +82,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        if self.path != "/v1/models":
+            self._reply(404, {}, '{"detail":"Not Found"}')
+            return
+        if self.server.key is not None and self.headers.get("Authorization") != f"Bearer {self.server.key}":
+            self._reply(401, {}, '{"error":"Unauthorized"}')
+            return
         card = {"id": self.server.name, "object": "model", "max_model_len": self.server.limit}
         self._reply(200, {}, json.dumps({"object": "list", "data": [card]}))
 
@@ -85,8 +97,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.headers.append(dict(self.headers))
         with self.server.lock:
             failure = self.server.failures.pop(0) if self.server.failures else None
+        unknown = [id_ for id_ in body["prompt"] if id_ >= self.server.model.info.vocabulary]
         if failure:
             self._reply(*failure)
+        elif unknown:
+            said = {"message": f"Token id {unknown[0]} is out of vocabulary", "type": "BadRequestError", "code": 400}
+            self._reply(400, {}, json.dumps({"error": said}))
         else:
             self._reply(200, {}, json.dumps(self.server.answer(body)))
 
@@ -114,12 +130,12 @@ def server(model: ChatModel) -> Iterator[Server]:
 
 
 def served(server: Server, model: ChatModel) -> ServedModel:
-    return connect(server.url, model.chat, model.info)
+    return connect(server.url, model.chat, model.info, width=4)
 
 
 def engine(server: Server, model: ChatModel, **options: object) -> EndpointEngine:
     waited: list[float] = []
-    made = EndpointEngine(served(server, model), width=4, sleep=waited.append, **options)  # type: ignore[arg-type]
+    made = EndpointEngine(served(server, model), sleep=waited.append, **options)  # type: ignore[arg-type]
     object.__setattr__(made, "waited", waited)
     return made
 
@@ -188,11 +204,53 @@ def test_a_server_that_stays_away_is_one_line_and_nothing_is_lost(server: Server
     assert {**{done.attempt: done for done in kept}, **through(server, model, rest)} == completed(model, sweep())
 
 
+def test_answers_that_came_before_an_error_are_written() -> None:
+    def records() -> Iterator[int]:
+        yield from range(3)
+        raise UserError("away")
+
+    handed: list[list[int]] = []
+    with pytest.raises(UserError, match="away"):
+        handed.extend(_batches(records()))
+    assert handed == [[0, 1, 2]]
+
+
 def test_no_server_at_all(model: ChatModel) -> None:
     with pytest.raises(UserError, match="is the server up"):
         connect("http://127.0.0.1:9/v1", model.chat, model.info)
-    with pytest.raises(UserError, match="give a URL such as"):
-        connect("localhost:8000", model.chat, model.info)
+
+
+NO_URLS = ["", "localhost:8000", "http://localhost:abc/v1", "http://[::1/v1", "http:///v1", "http://a b/v1"]
+
+
+@pytest.mark.parametrize("url", NO_URLS)
+def test_what_is_no_url_is_said_in_one_line(url: str, model: ChatModel) -> None:
+    with pytest.raises(UserError, match="give a URL such as http://localhost:8000/v1"):
+        connect(url, model.chat, model.info)
+
+
+@pytest.mark.parametrize("path", ["", "/v1/completions"])
+def test_a_url_with_another_end_is_told_the_right_one(path: str, server: Server, model: ChatModel) -> None:
+    with pytest.raises(UserError, match=r"404: Not Found; the URL should end in /v1"):
+        connect(server.url.removesuffix("/v1") + path, model.chat, model.info)
+
+
+@pytest.mark.parametrize("key", ["one\ntwo", "ключ"])
+def test_a_key_that_fits_into_no_header(
+    key: str, server: Server, model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FATHOM_API_KEY", key)
+    with pytest.raises(UserError, match="the key in FATHOM_API_KEY") as error:
+        served(server, model)
+    assert key not in str(error.value)
+
+
+def test_a_server_with_a_key(server: Server, model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.key = "secret"
+    with pytest.raises(UserError, match="401: Unauthorized; the key is read from FATHOM_API_KEY"):
+        served(server, model)
+    monkeypatch.setenv("FATHOM_API_KEY", "secret")
+    assert served(server, model).served == "tiny"
 
 
 REFUSED = [
@@ -224,7 +282,21 @@ def with_bos(answer: Answer) -> Answer:
     return answer
 
 
+def in_other_words(answer: Answer) -> Answer:
+    for choice in answer["choices"]:  # type: ignore[attr-defined]
+        choice["text"] = "quite other words"
+    return answer
+
+
+def aborted(answer: Answer) -> Answer:
+    for choice in answer["choices"]:  # type: ignore[attr-defined]
+        choice |= {"token_ids": choice["token_ids"][:2], "text": "", "finish_reason": "abort"}
+    return answer
+
+
 SPOILT = [
+    (in_other_words, "reads its answer as 'quite other words', and the tokenizer of"),
+    (aborted, r"ended an answer after 2 of 12 tokens \(finish reason: abort\)"),
     (without_ids, "no token ids"),
     (with_bos, "changed the prompt"),
     (lambda _: {"choices": []}, "no token ids"),
@@ -239,6 +311,28 @@ def test_an_inexact_answer_is_refused(
     server.spoil = spoil
     with pytest.raises(UserError, match=said):
         through(server, model, [attempt((1, 2, 3))])
+
+
+def test_an_answer_that_the_server_cuts_short_is_no_answer_of_the_model(server: Server, model: ChatModel) -> None:
+    """A limit of the server's own had counted as the budget of the attempt."""
+    server.cap = 3
+    with pytest.raises(UserError, match=r"after 3 of 12 tokens \(finish reason: length\).*override-generation-config"):
+        through(server, model, sweep())
+
+
+def test_spaces_and_special_tokens_make_no_other_vocabulary(server: Server, model: ChatModel) -> None:
+    def loosely(answer: Answer) -> Answer:
+        for choice in answer["choices"]:  # type: ignore[attr-defined]
+            choice["text"] = f" <end>{choice['text'].replace(' ', '')}\ufffd"
+        return answer
+
+    server.spoil = loosely
+    assert through(server, model, sweep()) == completed(model, sweep())
+
+
+def test_an_id_that_the_server_does_not_know(server: Server, model: ChatModel) -> None:
+    with pytest.raises(UserError, match="out of vocabulary; the model there has another vocabulary than MODEL"):
+        through(server, model, [attempt((1, model.info.vocabulary))])
 
 
 def test_the_shorter_context_counts_before_anything_is_asked(server: Server, model: ChatModel) -> None:
@@ -256,6 +350,7 @@ def test_the_model_is_found_by_name_or_alone(server: Server, model: ChatModel) -
     assert served(server, model).info.endpoint == server.url
     server.name = "other"
     assert served(server, model).served == "other", "the only one there is"
+    assert served(server, model).info.endpoint_model == "other"
     with pytest.raises(UserError, match=r"does not serve mine; it serves other: name one with --endpoint-model"):
         connect(server.url, model.chat, model.info, name="mine")
 
@@ -276,10 +371,63 @@ def request(path: Path, **others: object) -> AuditRequest:
     )  # type: ignore[arg-type]
 
 
-def test_an_audit_through_a_server_is_the_audit_here_but_for_what_needs_weights(tmp_path: Path) -> None:
-    natural = load(LoadOptions(name=str(stage_directory("natural"))))
-    with Server(natural, name="organism:natural", limit=None) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+def serving(model: ChatModel, name: str) -> Server:
+    server = Server(model, name=name, limit=None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def natural() -> ChatModel:
+    return load(LoadOptions(name=str(stage_directory("natural"))))
+
+
+def test_a_suite_leaves_out_what_needs_the_model_and_says_so(
+    natural: ChatModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(natural, "organism:natural") as server:
+        asked = AttackRequest(suite="paper", with_depth=False)
+        small = {"depths": "0", "temperatures": "0", "prefixes": (), "endpoint": server.url}
+        by_name = AttackRequest(attacks=["universal-suffix"], with_depth=False)
+        bad = dataclasses.replace(request(tmp_path / "bad"), attacks=by_name, **small)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="universal-suffix needs the model itself and --endpoint has only"):
+            run_audit(bad, JUDGES)
+        assert not (tmp_path / "bad").exists()
+        made = dataclasses.replace(request(tmp_path / "run"), limit=1, attacks=asked, **small)  # type: ignore[arg-type]
+        made = dataclasses.replace(made, max_new_tokens=4)
+        done = run_audit(made, JUDGES)
+        server.shutdown()
+    assert "left out of the suite: universal-suffix: it needs the model itself" in capsys.readouterr().err
+    assert done is not None
+    assert {row.attack for row in done.audit.attacks} == {"direct", "decoding", "framing"}
+
+
+def test_a_run_goes_on_at_another_address_and_not_with_another_model(natural: ChatModel, tmp_path: Path) -> None:
+    small = dataclasses.replace(request(tmp_path / "run"), limit=1, depths="0", temperatures="0", max_new_tokens=4)
+    with serving(natural, "one") as server:
+        run_audit(dataclasses.replace(small, endpoint=server.url), JUDGES)
+        asked = len(server.asked)
+        moved = server.url.replace("127.0.0.1", "localhost")
+        run_audit(dataclasses.replace(small, endpoint=moved), JUDGES)
+        assert len(server.asked) == asked
+        server.name = "two"
+        with pytest.raises(UserError, match='served: "one" there, "two" now'):
+            run_audit(dataclasses.replace(small, endpoint=server.url), JUDGES)
+        server.shutdown()
+
+
+def test_a_servers_options_without_a_server(tmp_path: Path) -> None:
+    """The model would be run here, by whoever meant a server."""
+    for option in ({"endpoint_model": "mine"}, {"endpoint_requests": 4}):
+        with pytest.raises(UserError, match="without --endpoint"):
+            run_audit(request(tmp_path / "bad", **option), JUDGES)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_an_audit_through_a_server_is_the_audit_here_but_for_what_needs_weights(
+    natural: ChatModel, tmp_path: Path
+) -> None:
+    with serving(natural, "organism:natural") as server:
         remote = run_audit(request(tmp_path / "remote", endpoint=server.url), JUDGES)
         asked = len(server.asked)
         again = run_audit(request(tmp_path / "remote", endpoint=server.url), JUDGES)

@@ -275,6 +275,11 @@ class Intervention(Protocol):
     def applied(self, model: "ChatModel", states: Mapping[str, Any], /) -> AbstractContextManager[None]: ...
 
 
+def needs_model(attack: object) -> bool:
+    """Whether an attack looks into the model or changes it, so that a server's answers are not enough for it."""
+    return isinstance(attack, Search | Intervention)
+
+
 # --- what attacks share ---
 
 

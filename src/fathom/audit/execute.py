@@ -27,6 +27,7 @@ from fathom.depth.divergence import BehaviorDivergence, divergence
 from fathom.depth.recovery import BehaviorRecovery, recovery, refusal_set
 from fathom.engine import TransformersEngine
 from fathom.engine.endpoint import EndpointEngine, ServedModel
+from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.progress import Display
 from fathom.ranks import Ranks
@@ -275,13 +276,21 @@ def encode_audit(audit: Audit) -> bytes:
 
 
 def _batches(records: Iterable[_Record]) -> Iterator[list[_Record]]:
-    """Records as they come, in order, put together into one list every `WRITE_EVERY` seconds."""
+    """Records as they come, in order, put together into one list every `WRITE_EVERY` seconds.
+
+    Where no further ones can be had, those that came before are handed on before the error is.
+    """
     batch: list[_Record] = []
     since = time.monotonic()
-    for record in records:
-        batch.append(record)
-        if time.monotonic() - since >= WRITE_EVERY:
+    try:
+        for record in records:
+            batch.append(record)
+            if time.monotonic() - since >= WRITE_EVERY:
+                yield batch
+                batch, since = [], time.monotonic()
+    except UserError:
+        if batch:
             yield batch
-            batch, since = [], time.monotonic()
+        raise
     if batch:
         yield batch

@@ -274,9 +274,13 @@ def _manifest(
 
 
 def _identity(subject: Audited) -> Mapping[str, object]:
-    """What makes two models the same for a run: contents, not names, so that a moved directory can go on."""
+    """What makes two models the same for a run: contents, not names, so that a moved directory can go on.
+
+    Of a model at a server its name there is all that is known of its weights; the server may move.
+    """
     info, chat = subject.info, subject.chat
-    return {
+    served = {} if info.endpoint_model is None else {"served": info.endpoint_model}
+    return served | {
         "weights": info.weights_hash,
         "tokenizer": info.tokenizer_hash,
         "template": info.template_hash,

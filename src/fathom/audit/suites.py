@@ -37,6 +37,7 @@ __all__ = [
     "NamedAttack",
     "PlannedCost",
     "Wording",
+    "attack_of",
     "planned_costs",
     "suite_of",
 ]
@@ -183,7 +184,7 @@ def suite_of(
     Raises:
         UserError: there is no such attack or parameter, or two attacks have different frames of one name.
     """
-    made = tuple((_made(one, wording), one.budget or budget) for one in attacks)
+    made = tuple((attack_of(one, wording), one.budget or budget) for one in attacks)
     _check_frames([attack.frames for attack, _ in made if isinstance(attack, Framing)])
     return AttackSuite(made, before, left_out)
 
@@ -199,7 +200,7 @@ def _check_frames(lists: Sequence[Sequence[Frame]]) -> None:
             )
 
 
-def _made(named: NamedAttack, wording: Wording) -> AnyAttack:
+def attack_of(named: NamedAttack, wording: Wording) -> AnyAttack:
     """The attack of a name with its parameters.
 
     Raises:

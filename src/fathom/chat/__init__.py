@@ -219,6 +219,11 @@ class ChatFormat:
         return self._decoder.special_ids
 
     @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What they are in the text of whoever does not leave them out."""
+        return tuple(filter(None, map(str, self.tokenizer.convert_ids_to_tokens(sorted(self.special_ids)))))
+
+    @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self.tokenizer)
 

@@ -9,6 +9,9 @@ from fathom.cli.options import (
     JUDGES,
     AsJson,
     Behaviors,
+    Endpoint,
+    EndpointModel,
+    EndpointRequests,
     JudgeName,
     Limit,
     NewTokens,
@@ -80,6 +83,9 @@ def attack(
     judge: JudgeName = None,
     output: Output = None,
     as_json: AsJson = False,
+    endpoint: Endpoint = None,
+    endpoint_model: EndpointModel = None,
+    endpoint_requests: EndpointRequests = None,
 ) -> None:
     """Attack MODEL where its safety alignment is thin, each attack with its benign control and what it costs.
 
@@ -108,6 +114,9 @@ def attack(
             judge=judge,
             output=output,
             attacks=asked,
+            endpoint=endpoint,
+            endpoint_model=endpoint_model,
+            endpoint_requests=endpoint_requests,
         ),
         JUDGES,
     )

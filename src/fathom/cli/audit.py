@@ -9,6 +9,9 @@ from fathom.cli.options import (
     JUDGES,
     AsJson,
     Behaviors,
+    Endpoint,
+    EndpointModel,
+    EndpointRequests,
     JudgeName,
     Limit,
     NewTokens,
@@ -75,19 +78,9 @@ def audit(
     base_revision: Annotated[
         str | None, typer.Option(help="Hub revision of the base.", rich_help_panel="Models")
     ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="A server that runs MODEL and takes token ids (vLLM): http://localhost:8000/v1. MODEL then names the "
-            "tokenizer alone; KL and refusal mass are left out. A key is read from FATHOM_API_KEY.",
-            rich_help_panel="Models",
-        ),
-    ] = None,
-    endpoint_model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="The model's name at the server (default: MODEL).", rich_help_panel="Models"),
-    ] = None,
+    endpoint: Endpoint = None,
+    endpoint_model: EndpointModel = None,
+    endpoint_requests: EndpointRequests = None,
     suite: SuiteName = None,
     attacks: WithAttack = None,
     budget: Budget = None,
@@ -121,6 +114,7 @@ def audit(
             output=output,
             endpoint=endpoint,
             endpoint_model=endpoint_model,
+            endpoint_requests=endpoint_requests,
             attacks=None
             if suite is None and not attacks and frames is None
             else AttackRequest(suite=suite, attacks=attacks or (), budget=budget, frames=frames),

@@ -146,6 +146,23 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="DIR", help="Run directory (default: runs/…).", rich_help_panel="Run"),
 ]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="A server that runs MODEL and takes token ids (vLLM): http://localhost:8000/v1. MODEL then names the "
+        "tokenizer alone; what needs weights is left out. A key is read from FATHOM_API_KEY.",
+        rich_help_panel="Models",
+    ),
+]
+EndpointModel = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The model's name at the server (default: MODEL).", rich_help_panel="Models"),
+]
+EndpointRequests = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Requests to the server at once (default: 128).", rich_help_panel="Models"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.", rich_help_panel="Run")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
 

@@ -54,16 +54,37 @@ def make_suite(request: AttackRequest, built_in: bool, max_new_tokens: int) -> S
     suite_of(named, wording, budget=request.budget, before=before)
 
     def suited(loaded: "ChatModel | ServedModel") -> "Suite":
+        from fathom.engine.endpoint import ServedModel
+
+        served = isinstance(loaded, ServedModel)
+
         def suite(ground: "Ground") -> "tuple[Part, ...]":
             longest = max(len(item.prompt_ids) for item in (*ground.harmful, *ground.benign))
             room = None if loaded.context is None else loaded.context - longest - max_new_tokens
             fitting = replace(wording, room=room)
             left_out = _tell if request.suite in SUITES else None  # what was asked for by name is not left out
-            return suite_of(named, fitting, budget=request.budget, before=before, left_out=left_out)(ground)
+            kept = _answered(named, SUITES.get(request.suite or "", ()), wording) if served else named
+            return suite_of(kept, fitting, budget=request.budget, before=before, left_out=left_out)(ground)
 
         return suite
 
     return suited
+
+
+def _answered(
+    named: "Sequence[NamedAttack]", usual: "Sequence[NamedAttack]", wording: "Wording"
+) -> "tuple[NamedAttack, ...]":
+    """Those for which a server's answers are enough. Of the `usual` ones the others are left out and told."""
+    from fathom.attack.kinds import needs_model
+    from fathom.audit.suites import attack_of
+
+    kept = []
+    for one in named:
+        if any(one is member for member in usual) and needs_model(attack_of(one, wording)):
+            _tell(one.name, "it needs the model itself, and --endpoint has only its answers")
+        else:
+            kept.append(one)
+    return tuple(kept)
 
 
 def draft_names(request: AttackRequest) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ class AuditRequest:
     attacks: AttackRequest | None = None  # beside the depth sweep
     endpoint: str | None = None  # URL of a server that runs the model
     endpoint_model: str | None = None  # its name there
+    endpoint_requests: int | None = None  # in flight at once
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     Raises:
         UserError: anything a user can mend, before the model is loaded where it can be known then.
     """
+    _check_endpoint(request)
     behaviors = behavior_set(request.model, request.behaviors, request.limit, _world(request))
     judge = _judge(request, behaviors, judges)
     options = _options(request, behaviors)
@@ -153,7 +155,15 @@ def _world(request: AuditRequest) -> int | None:
 def _subject(request: AuditRequest, ranks: Ranks) -> "ChatModel | ServedModel":
     if request.endpoint is None:
         return load_model(request.model, ranks)
-    return connect_model(request.model, request.endpoint, request.endpoint_model)
+    return connect_model(request.model, request.endpoint, request.endpoint_model, request.endpoint_requests)
+
+
+def _check_endpoint(request: AuditRequest) -> None:
+    """Raises `UserError` for options of a server where there is none: the model would be run here instead."""
+    given = {"--endpoint-model": request.endpoint_model, "--endpoint-requests": request.endpoint_requests}
+    for option, value in given.items():
+        if value is not None and request.endpoint is None:
+            raise UserError(f"{option} {value} without --endpoint: give the server's URL with --endpoint, too")
 
 
 def _drafts(request: AuditRequest, model: "ChatModel", ranks: Ranks) -> "dict[str, ChatModel]":
@@ -176,13 +186,13 @@ def _beside(model: ModelRequest, name: str, revision: str | None = None) -> Mode
 
 def _check_served(parts: "Sequence[Part]") -> None:
     """A server answers; it shows no weights, gradients or hidden states."""
-    from fathom.attack.kinds import Intervention, Search
+    from fathom.attack.kinds import needs_model
 
     for part in parts:
-        if isinstance(part.attack, Search | Intervention):
+        if needs_model(part.attack):
             raise UserError(
-                f"{part.attack.name} needs the model itself and --endpoint has only its answers: leave it out, or "
-                "audit the model without --endpoint"
+                f"{part.attack.name} needs the model itself and --endpoint has only its answers: leave it out, or run "
+                "it without --endpoint"
             )
 
 

@@ -119,8 +119,10 @@ def load_model(request: ModelRequest, ranks: Ranks = ALONE, *, to_train: bool = 
     return replace(loaded, info=msgspec.structs.replace(loaded.info, name=request.name))
 
 
-def connect_model(request: ModelRequest, url: str, served: str | None) -> "ServedModel":
+def connect_model(request: ModelRequest, url: str, served: str | None, width: int | None = None) -> "ServedModel":
     """The model at a server, under the name by which it was asked for; its tokenizer and template are read here.
+
+    `width` requests are in flight at once (None: the usual number).
 
     Raises:
         UserError: an option speaks of weights, the files cannot be read, or the server does not serve the model.
@@ -136,12 +138,12 @@ def connect_model(request: ModelRequest, url: str, served: str | None) -> "Serve
         if value is not None:
             raise UserError(f"{option} {value} with --endpoint: how the weights are loaded is the server's affair")
     options = request.options()
-    from fathom.engine.endpoint import connect
+    from fathom.engine.endpoint import WIDTH, connect
     from fathom.model import load_chat, load_info
 
     chat = load_chat(options)
     info = msgspec.structs.replace(load_info(options, chat), name=request.name)
-    return connect(url, chat, info, name=served)
+    return connect(url, chat, info, name=served, width=positive(width, WIDTH, "--endpoint-requests"))
 
 
 def _rank_device(ranks: Ranks) -> str | None:

@@ -1,18 +1,14 @@
 """Run attempts on a server that speaks the OpenAI API's `/v1/completions` with token ids, as vLLM does.
 
 A prompt is sent as the list of its ids and ids are asked back (`return_token_ids`): a prefill of k tokens stays k
-tokens, and nothing is decoded and tokenised again on the way. A server that answers with text alone is refused. What it
-makes of a seed, and of batches, is its own affair: greedy completions of the same weights in float32 are those of the
-`TransformersEngine`, sampled ones come from the same distribution by other draws.
+tokens, and nothing is decoded and tokenised again on the way. Answers that are not exact are refused: text without ids,
+ids that mean something else there, an answer that the server cut short. What it makes of a seed, and of batches, is its
+own affair: greedy completions of the same weights in float32 are those of the `TransformersEngine`, sampled ones come
+from the same distribution by other draws. `docs/endpoint.md` tells which servers were tried.
 """
 
-import http.client
-import json
-import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -21,29 +17,32 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from fathom.chat import ChatFormat
+from fathom.chat.decoding import shared_start
+from fathom.engine.http import BusyError, ask, check_address, decoded
 from fathom.engine.rows import Row, check_length, completions, make_rows
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion, Finish
 from fathom.schema import ModelInfo
 
-__all__ = ["API_KEY", "EndpointEngine", "ServedModel", "connect"]
+__all__ = ["WIDTH", "EndpointEngine", "ServedModel", "connect"]
 
 _Kind = TypeVar("_Kind", bound=msgspec.Struct)
-
-API_KEY = "FATHOM_API_KEY"  # the environment's name of the key; its own, so that no other service's key is sent along
-_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+WIDTH = 128  # requests in flight: vLLM runs 128 and more at once, and what a smaller server cannot run it lets wait
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
-_SHOWN = 200  # characters of what a server said, in an error
 
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A model that a server runs under the name `served`; `chat` and `info` come from its files, weights apart."""
+    """A model that a server runs under the name `served`; `chat` and `info` come from its files, weights apart.
+
+    `width` requests are in flight at once.
+    """
 
     url: str
     served: str
     chat: ChatFormat
     info: ModelInfo
+    width: int = WIDTH
 
     @property
     def context(self) -> int | None:
@@ -53,6 +52,7 @@ class ServedModel:
 class _Choice(msgspec.Struct):
     """What is read of an answer; servers add fields of their own."""
 
+    text: str = ""
     finish_reason: str | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
@@ -78,13 +78,12 @@ class _Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EndpointEngine:
-    """Completes attempts on a server. `width` requests are in flight at once; each is tried `tries` times.
+    """Completes attempts on a server. `model.width` requests are in flight at once; each is tried `tries` times.
 
     Between tries it waits `patience` seconds, twice as long each time, or as long as the server asks for.
     """
 
     model: ServedModel
-    width: int = 16
     tries: int = 6
     patience: float = 1.0
     timeout: float = 600.0  # seconds; a long answer on a busy server takes minutes
@@ -121,7 +120,7 @@ class EndpointEngine:
                 else:
                     outcomes.put(_Outcome(row, None))
 
-        for _ in range(min(self.width, len(rows))):
+        for _ in range(min(self.model.width, len(rows))):
             threading.Thread(target=work, name="endpoint", daemon=True).start()
         try:
             for _ in rows:
@@ -140,24 +139,41 @@ class EndpointEngine:
                 "the model with a vLLM that knows `return_token_ids` (0.10.2 and newer), or another server that does"
             )
         choice = answer.choices[0]
+        written = choice.token_ids or []
         sent = list(row.ids)
         if choice.prompt_token_ids is not None and choice.prompt_token_ids != sent:
             raise UserError(
                 f"{self.model.url} changed the prompt: {len(sent)} ids were sent, and it ran "
                 f"{len(choice.prompt_token_ids)} or others; switch off whatever adds tokens to prompts there"
             )
-        for token in choice.token_ids or []:
+        for token in written:
             if row.finish is None:
                 row.accept(token, self.model.chat.stop_ids)
-        if row.finish is None:  # shorter than its budget, and the stop token is not shown
-            row.finish = Finish.STOP if choice.finish_reason == "stop" else Finish.LENGTH
+        self._check_answer(row, choice, len(written))
+        row.finish = row.finish or Finish.STOP  # shorter than its budget, and the stop token is not shown
+
+    def _check_answer(self, row: Row, choice: _Choice, written: int) -> None:
+        """Raises `UserError` where the ids mean something else there, or the server ended the answer itself."""
+        url, info, chat = self.model.url, self.model.info, self.model.chat
+        if not _reads_alike(chat, row.output, choice.text):
+            raise UserError(
+                f"{url} reads its answer as {_quoted(choice.text)}, and the tokenizer of {info.name} as "
+                f"{_quoted(chat.decode(row.output))}: {self.model.served} there is another model, or has another "
+                "tokenizer"
+            )
+        if row.finish is None and choice.finish_reason != "stop":
+            raise UserError(
+                f"{url} ended an answer after {written} of {row.sampling.max_new_tokens} tokens (finish reason: "
+                f"{choice.finish_reason}), which is not the model's own end; lift the server's limit on answers (in "
+                "vLLM max_new_tokens of --override-generation-config), or ask for fewer --max-new-tokens"
+            )
 
     def _ask(self, path: str, content: dict[str, object] | None, kind: type[_Kind]) -> _Kind:
         """One request and its answer, tried again while the server is busy, away, or restarting."""
         for tried in range(1, self.tries + 1):
             try:
-                return _decoded(_sent(f"{self.model.url}/{path}", content, self.timeout), kind, self.model.url)
-            except _BusyError as busy:
+                return decoded(ask(f"{self.model.url}/{path}", content, self.timeout), kind, self.model.url)
+            except BusyError as busy:
                 if tried == self.tries:
                     raise UserError(
                         f"{self.model.url}: {busy.reason}; tried {tried} times. What was answered so far is kept: "
@@ -168,21 +184,20 @@ class EndpointEngine:
 
 
 def connect(
-    url: str, chat: ChatFormat, info: ModelInfo, *, name: str | None = None, timeout: float = 30
+    url: str, chat: ChatFormat, info: ModelInfo, *, name: str | None = None, width: int = WIDTH, timeout: float = 30
 ) -> ServedModel:
     """Find the model at a server, and how long its inputs may be there.
 
     `name` is the model's name at the server; without it `info.name` where it is served, or the only one there is.
 
     Raises:
-        UserError: the server cannot be reached, or does not serve the model.
+        UserError: the URL or the key cannot be one, the server cannot be reached, or does not serve the model.
     """
     url = url.rstrip("/")
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"--endpoint is {url!r}; give a URL such as http://localhost:8000/v1")
+    check_address(url)
     try:
-        cards = _decoded(_sent(f"{url}/models", None, timeout), _Cards, url)
-    except _BusyError as busy:
+        cards = decoded(ask(f"{url}/models", None, timeout), _Cards, url)
+    except BusyError as busy:
         raise UserError(f"{url}: {busy.reason}; is the server up, and does the URL end in /v1?") from None
     served = {card.id: card for card in cards.data}
     wanted = name or (info.name if info.name in served else None) or (next(iter(served)) if len(served) == 1 else None)
@@ -192,8 +207,25 @@ def connect(
             "name one with --endpoint-model"
         )
     limits = [limit for limit in (info.context, served[wanted].max_model_len) if limit is not None]
-    info = msgspec.structs.replace(info, context=min(limits, default=None), endpoint=url)
-    return ServedModel(url=url, served=wanted, chat=chat, info=info)
+    info = msgspec.structs.replace(info, context=min(limits, default=None), endpoint=url, endpoint_model=wanted)
+    return ServedModel(url=url, served=wanted, chat=chat, info=info, width=width)
+
+
+def _reads_alike(chat: ChatFormat, ids: Sequence[int], text: str) -> bool:
+    """Whether `text`, as the server reads these ids, is what they mean here.
+
+    Spaces, special tokens and broken characters are left out, and a server may hold back a half-written end: it is
+    enough that the beginnings agree over half of the shorter text. Another vocabulary's text differs from the start.
+    """
+    for token in chat.special_tokens:
+        text = text.replace(token, "")
+    ours, theirs = ("".join(each.replace("\ufffd", "").split()) for each in (chat.decode(ids), text))
+    return 2 * shared_start(ours, theirs) >= min(len(ours), len(theirs))
+
+
+def _quoted(text: str) -> str:
+    """How an answer begins, for one line."""
+    return repr(" ".join(text.split())[:40])
 
 
 def _request(row: Row, model: ServedModel) -> dict[str, object]:
@@ -218,63 +250,3 @@ def _request(row: Row, model: ServedModel) -> dict[str, object]:
     if not sampling.greedy:
         body["seed"] = row.attempts[0].seed
     return body
-
-
-class _BusyError(Exception):
-    """The server did not answer this time. `wait`: the seconds that it asks for."""
-
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.wait = reason, wait
-
-
-def _sent(url: str, content: dict[str, object] | None, timeout: float) -> bytes:
-    """The body of the answer to a POST of JSON, or to a GET where there is no content."""
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(API_KEY):
-        headers["Authorization"] = f"Bearer {key}"
-    body = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(url, data=body, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            read: bytes = answer.read()
-            return read
-    except urllib.error.HTTPError as error:
-        said = _one_line(error)
-        if error.code in _RETRIED:
-            raise _BusyError(
-                f"the server answers {error.code} ({said})", _seconds(error.headers.get("Retry-After"))
-            ) from None
-        hint = f"; the key is read from {API_KEY}" if error.code in (401, 403) else ""
-        raise UserError(f"{url} refuses with {error.code}: {said}{hint}") from None
-    except (OSError, http.client.HTTPException) as error:  # away, cut off, too slow
-        reason = getattr(error, "reason", None) or error
-        raise _BusyError(f"no answer ({' '.join(str(reason).split())[:_SHOWN] or type(error).__name__})") from None
-
-
-def _one_line(error: urllib.error.HTTPError) -> str:
-    """What the server says went wrong, where it says so in the usual places."""
-    text = error.read().decode("utf-8", errors="replace")
-    try:
-        content = json.loads(text)
-        inner = content.get("error", content)
-        text = str(inner.get("message", text) if isinstance(inner, dict) else inner)
-    except (ValueError, AttributeError):
-        pass
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())[:_SHOWN] or error.reason
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return None if text is None else max(0.0, float(text))
-    except ValueError:  # a date
-        return None
-
-
-def _decoded(body: bytes, kind: type[_Kind], url: str) -> _Kind:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise UserError(
-            f"{url} does not answer as the OpenAI API does ({error}); the URL should be that of its /v1"
-        ) from None

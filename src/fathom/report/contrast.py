@@ -61,8 +61,9 @@ def _in_sweep(row: AttackDifference) -> bool:
 
 
 def side_name(side: Side) -> str:
-    """A run's model, with the revision and the adapter that tell it from its like."""
-    return wording.model_name(side.model.name, side.model.revision, side.model.adapter)
+    """A run's model, with the revision and the adapter that tell it from its like, and whether a server ran it."""
+    name = wording.model_name(side.model.name, side.model.revision, side.model.adapter)
+    return name if side.model.endpoint is None else f"{name} (on a server)"
 
 
 def headline(comparison: Comparison) -> str:

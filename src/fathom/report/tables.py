@@ -116,6 +116,7 @@ def _model(info: ModelInfo) -> tuple[Entry, ...]:
             else f"{info.architecture}, {info.dtype}",
         ),
         *((Entry("Server", info.endpoint),) if info.endpoint is not None else ()),
+        *((Entry("Name there", info.endpoint_model),) if info.endpoint_model is not None else ()),
         *((Entry("Quantisation", info.quantisation),) if info.quantisation else ()),
         Entry("Weights", info.weights_hash if info.endpoint is None else "not seen"),
         Entry("Tokenizer", f"{info.tokenizer_hash}, {info.vocabulary:,} tokens"),
