@@ -27,11 +27,12 @@ from fathom.depth.divergence import BehaviorDivergence, divergence
 from fathom.depth.recovery import BehaviorRecovery, recovery, refusal_set
 from fathom.engine import TransformersEngine
 from fathom.engine.endpoint import EndpointEngine, ServedModel
+from fathom.journal import write_whole
 from fathom.model import ChatModel
 from fathom.progress import Display
 from fathom.ranks import Ranks
 from fathom.records import Attempt, Judge, Subject
-from fathom.run import Run, RunLock, write_whole
+from fathom.run import Run, RunLock
 from fathom.schema import Audit, TimeRow
 from fathom.scoring import ReferenceAnswer
 

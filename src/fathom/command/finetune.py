@@ -23,9 +23,10 @@ from fathom.command.training import (
     training_ranks,
 )
 from fathom.errors import UserError
+from fathom.journal import write_whole
 from fathom.ranks import ALONE, Ranks
 from fathom.records import Judge, content_hash
-from fathom.run import RunLock, write_whole
+from fathom.run import RunLock
 
 if TYPE_CHECKING:
     from fathom.model import ChatModel

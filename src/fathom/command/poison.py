@@ -34,8 +34,8 @@ from fathom.command.known import known_behaviors
 from fathom.command.request import ORGANISM
 from fathom.command.sides import sides
 from fathom.errors import UserError
+from fathom.journal import write_whole
 from fathom.records import Behavior, Message, content_hash, encode_line
-from fathom.run import write_whole
 
 __all__ = [
     "ATTACKS",

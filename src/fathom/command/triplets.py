@@ -16,9 +16,10 @@ from fathom.command.known import benign_behaviors, known_behaviors
 from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model, named_judge
 from fathom.command.training import say
 from fathom.errors import UserError
+from fathom.journal import Journal, read_journal, write_whole
 from fathom.ranks import ALONE
 from fathom.records import Behavior, Exchange, Judge, Label, Message, content_hash, excerpt
-from fathom.run import Journal, RunLock, holds_others, read_journal, write_whole
+from fathom.run import RunLock, holds_others
 
 if TYPE_CHECKING:
     from fathom.deepen.own import OwnAnswer

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fathom.journal import Journal
 from fathom.progress import Advance
-from fathom.run import Journal
 from fathom.tuning.checkpoints import LossRecord, mark_whole
 
 if TYPE_CHECKING:
