@@ -16,7 +16,8 @@ from fathom.command.dynamics import DynamicsRequest, run_dynamics
 from fathom.command.lora import Lora
 from fathom.command.report import compare_runs, write_reports
 from fathom.command.request import ModelRequest
-from fathom.command.stress import StressRequest, make_sweep, run_stress
+from fathom.command.stress import StressRequest, run_stress
+from fathom.command.sweep import make_sweep
 from fathom.errors import UserError
 from fathom.journal import read_journal
 from fathom.model import ChatModel

@@ -12,7 +12,8 @@ import msgspec
 
 from fathom.command.claims import claim_anew, contents_of
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
-from fathom.command.stress import MORE_STEPS, StressRequest, check_stress, make_sweep
+from fathom.command.stress import MORE_STEPS, StressRequest, check_stress
+from fathom.command.sweep import make_sweep
 from fathom.command.training import say_short_training
 from fathom.errors import UserError
 from fathom.journal import Journal, read_journal, write_whole
