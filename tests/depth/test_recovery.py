@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.depth import tree as tree_module
+from fathom.depth import nodes as nodes_module
+from fathom.depth.nodes import TreeReader
 from fathom.depth.recovery import (
     STOCK_OPENINGS,
     BehaviorRecovery,
@@ -13,7 +14,7 @@ from fathom.depth.recovery import (
     recovery_rows,
     refusal_set,
 )
-from fathom.depth.tree import OpeningTree, TreeReader
+from fathom.depth.tree import OpeningTree
 from fathom.scoring import ReferenceAnswer
 from tiny_models import FAMILIES, WINDOW, random_ids, tiny, wrap
 
@@ -89,7 +90,7 @@ def test_a_mask_that_forgets_the_window_is_noticed(monkeypatch):
     asked = []
     plain = TreeReader.plain_masses
     monkeypatch.setattr(TreeReader, "plain_masses", lambda self, *given: asked.append(1) or plain(self, *given))
-    monkeypatch.setattr(tree_module, "_attention_kinds", lambda config: ("full_attention",))
+    monkeypatch.setattr(nodes_module, "_attention_kinds", lambda config: ("full_attention",))
     model = tiny("mistral")
     openings = likely(model)
     (record,) = recovery(model, [item()], openings, [3, 9])
@@ -113,7 +114,7 @@ def test_groups_of_any_size_give_the_same(monkeypatch, nodes):
     model = tiny()
     openings = likely(model)
     (whole,) = recovery(model, [item()], openings, range(17))
-    monkeypatch.setattr(tree_module, "NODES", nodes)
+    monkeypatch.setattr(nodes_module, "NODES", nodes)
     (grouped,) = recovery(model, [item()], openings, range(17))
     assert grouped.refusal_mass == pytest.approx(whole.refusal_mass, rel=1e-4, abs=1e-7)
 
@@ -122,7 +123,7 @@ def test_what_is_cut_off_is_bounded(monkeypatch):
     model = tiny()
     openings = [(a, b, c) for a, b, c in itertools.product(range(1, 6), range(6, 10), range(10, 14))]
     bound = 1e-3
-    monkeypatch.setattr(tree_module, "NEGLIGIBLE", bound)
+    monkeypatch.setattr(nodes_module, "NEGLIGIBLE", bound)
     (record,) = recovery(model, [item()], openings, range(17))
     exact = naive(model, openings, range(17))
     branches = 5 + 5 * 4  # inner nodes below the root
