@@ -17,7 +17,8 @@ from fathom.report import hostile, tables
 from fathom.report.compare import compare
 from fathom.report.progress import Progress
 from fathom.report.stress import stress_headline
-from fathom.report.terminal import bar, print_audit, print_comparison
+from fathom.report.terminal import bar, print_audit
+from fathom.report.terminal_comparison import print_comparison
 from fathom.report.terminal_sweep import print_stress
 from fathom.report.worst import Choice, Question, Worst
 from fathom.tally import percent, wilson
