@@ -17,7 +17,7 @@ def behavior(text: str) -> Behavior:
     return Behavior(id=text, messages=(Message("user", text),))
 
 
-texts = st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=30), max_size=6)
+texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=6)
 
 
 @given(texts, st.integers(0, 400), texts)

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -214,7 +215,7 @@ class Words:
 
 
 def openings_of(own=(), references=(), answers=(), **options) -> list[str]:
-    chat = Words()
+    chat: Any = Words()
 
     def ids(texts):
         return [chat.response_ids((), text) for text in texts]
@@ -264,5 +265,5 @@ def test_stock_openings_with_words_that_the_tokenizer_lacks_are_left_out():
         def response_ids(self, messages, response):
             return super().response_ids(messages, " ".join(w for w in response.split() if w in {"I", "cannot", "help"}))
 
-    chat = FewWords()
+    chat: Any = FewWords()
     assert [chat.decode(ids) for ids in refusal_set(chat, [])] == ["I cannot help"]
