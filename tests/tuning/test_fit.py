@@ -5,6 +5,7 @@ They share one process and one group, because importing TRL costs as much as all
 
 import copy
 import errno
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,16 @@ def test_special_ids_of_the_configuration_stay_what_they_were(
         assert AutoConfig.from_pretrained(place).pad_token_id is None
     assert asked.model.generation_config.eos_token_id == [1, 5]
     assert asked.model.generation_config.pad_token_id is None
+
+
+def test_without_an_output_nothing_is_written(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    fit(fresh(model), rows, PlainNll(), settings(max_steps=1))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "temporary"]
 
 
 def test_four_rows_twice_are_eight_rows(model: ChatModel, rows: list[TrainingRow]) -> None:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -178,7 +179,8 @@ def _trainer(
         save_total_limit=2,
         train_sampling_strategy="sequential" if ordered else "random",
     )
-    directory = Path("unused") if output is None else output / CHECKPOINTS
+    # Trainers make their directory even where they keep nothing: then it is one that is there already.
+    directory = Path(tempfile.gettempdir()) if output is None else output / CHECKPOINTS
     config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
     trainer = RowTrainer(
         model=trainable,
