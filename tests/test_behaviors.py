@@ -274,11 +274,11 @@ def test_tab_separated(load):
         ("3", "b.json", "not a list of objects"),
         ("[" * 100_000, "b.json", "nested too deeply"),
         ('{"target": "a"}', "b.jsonl", "none of the 1 rows"),
-        ('{"prompt": "a"}', "b.txt", "extensions"),
+        ('{"prompt": "a"}', "b.txt", "give JSONL (.jsonl), CSV (.csv, .tsv), JSON (.json) or Parquet (.parquet)"),
         ("PK\x03\x04\0\0", "b.csv", "zero byte"),
         (b"prompt\nna\xefve\n", "b.csv", "not text in UTF-8 (line 2)"),
         (b"\x80\x04\x95" * 9, "b.jsonl", "not text in UTF-8 (line 1)"),
-        (b"PAR1\x15\x00\xff", "b.parquet", "give JSONL (.jsonl), CSV (.csv, .tsv) or JSON (.json)"),
+        (b"PAR1\x15\x00\xff", "b.parquet", "no Parquet file that can be read"),
         (b"PAR1\x15\x00\xff", "b.jsonl", "is not a text file, whatever its name says: give JSONL"),
     ],
 )

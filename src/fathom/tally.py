@@ -133,13 +133,13 @@ def clustered_share(found: Sequence[int], n: Sequence[int], *, seed: int) -> Int
     return spanned(drawn, wilson(successes, total))
 
 
-def spanned(drawn: Interval, independent: Interval) -> Interval:
-    """A bootstrap's interval, widened to what as many independent observations would leave open.
+def spanned(drawn: Interval, wider: Interval) -> Interval:
+    """A bootstrap's interval, widened to what another one leaves open, such as that of independent observations.
 
     A bootstrap knows no more spread than it has seen: of a rare event in few behaviors most draws hold none or one, and
     its upper end lies far below rates that such counts allow.
     """
-    return Interval(min(drawn.low, independent.low), max(drawn.high, independent.high))
+    return Interval(min(drawn.low, wider.low), max(drawn.high, wider.high))
 
 
 def percent(count: int, n: int) -> str:

@@ -177,12 +177,12 @@ def test_a_file_that_is_no_suite_is_one_clear_line(tmp_path: Path, name: str, te
     ],
 )
 def test_what_was_asked_for_wrongly_is_said_before_a_model_is_loaded(request_: AttackRequest, says: str) -> None:
-    _refused(lambda: make_suite(request_, MODEL, 130), says)
+    _refused(lambda: make_suite(request_, True, 130), says)
 
 
 def test_numbers_and_lists_on_the_command_line() -> None:
     asked = AttackRequest(attacks=["multi-turn tokens=3,7", "best-of-n n=5 temperature=0.5", "deep-prefill depths=[9]"])
-    assert make_suite(asked, MODEL, 130)
+    assert make_suite(asked, True, 130)
 
 
 def test_deep_prefills_fit_the_context() -> None:
@@ -239,7 +239,7 @@ def test_one_value_is_a_list_of_one_and_nothing_is_an_empty_text() -> None:
     one, several = (suite(NamedAttack("multi-turn", {"tokens": value})).attacks for value in (8, [8]))
     assert one == several
     with pytest.raises(UserError, match="the suffix is empty"):
-        make_suite(AttackRequest(attacks=("typed-suffix suffix=''",)), MODEL, 20)
+        make_suite(AttackRequest(attacks=("typed-suffix suffix=''",)), True, 20)
 
 
 @pytest.mark.parametrize("text", ["123", "[1]", "1,2", '"quoted"', " true"])
@@ -247,4 +247,4 @@ def test_a_suffix_is_text_though_it_reads_as_something_else(text: str) -> None:
     named = _named(AttackRequest(attacks=(f"typed-suffix suffix={shlex.quote(text)} joined=directly",)))
     (attack, _), *_ = suite(*named).attacks
     assert attack == TypedSuffix(text, Joined.DIRECTLY)
-    _refused(lambda: make_suite(AttackRequest(attacks=("typed-suffix suffix=x joined=near",)), MODEL, 20), "'near'")
+    _refused(lambda: make_suite(AttackRequest(attacks=("typed-suffix suffix=x joined=near",)), True, 20), "'near'")

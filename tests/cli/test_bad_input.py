@@ -151,6 +151,8 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "a model without a name": (nothing, ("audit", ""), "the model's name is empty"),
     "an attack without a name": (nothing, ("attack", "--with", ""), "--with is empty"),
     "no model to score": (nothing, ("utility", "./nowhere", "--tasks", "mmlu"), "there is no directory ./nowhere"),
+    "another world to audit": (nothing, ("audit", "--world", "7"), "the built-in models are of world"),
+    "a world and a file": (rows(ROW), ("audit", "--world", "104", "--behaviors", "rows.jsonl"), "leave out one of the"),
     "another world": (nothing, ("deepen", "--world", "7", "-o", "new"), "the built-in models are of world"),
     "another world to attack": (nothing, ("stress", "--world", "7"), "the built-in models are of world"),
     "another world to look into": (nothing, ("dynamics", "--world", "7"), "the built-in models are of world"),

@@ -88,14 +88,39 @@ def test_the_point_estimates_equal_their_definition(rows):
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=len(GRID)), min_size=2, max_size=8), st.integers(0, 99))
-def test_the_bootstrap_equals_a_loop_over_draws(rows, seed):
-    """The same draws, one resampled list of behaviors at a time."""
+def test_the_bootstraps_equal_a_loop_over_draws(rows, seed):
+    """The same draws, one resampled list of behaviors at a time; again with one that always falls, and one never."""
     found = numbers(named(rows), seed=seed).half_depth
-    drawn = np.random.default_rng(seed).integers(0, len(rows), (1000, len(rows)))
-    values = sorted(naive_half([rows[i] for i in draw]) for draw in drawn)
-    low, high = values[math.floor(0.025 * 999)], values[math.ceil(0.975 * 999)]
+    ends = [naive_ends(rows, seed), naive_ends([*rows, [True] * len(GRID), [False] * len(GRID)], seed, measured(rows))]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
     assert found.low == (pytest.approx(low, abs=1e-9) if math.isfinite(low) else None)
     assert found.high == (pytest.approx(high, abs=1e-9) if math.isfinite(high) else None)
+
+
+def measured(rows) -> int:
+    return max(map(len, rows))
+
+
+def naive_ends(rows, seed, depths=None) -> tuple[float, float]:
+    drawn = np.random.default_rng(seed).integers(0, len(rows), (1000, len(rows)))
+    values = sorted(naive_half([rows[i][:depths] for i in draw]) for draw in drawn)
+    return values[math.floor(0.025 * 999)], values[math.ceil(0.975 * 999)]
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.5])
+def test_the_intervals_hold_the_truth(spread):
+    """Of 200 audits of models whose behaviors turn at log-normal depths: at least 93 %, also where nearly all turn at
+    the same depth and a plain bootstrap would hold it in none of them."""
+    random, depths = np.random.default_rng(0), np.array(GRID)
+    logs = np.array([math.log(depth) if depth else -math.inf for depth in GRID])
+    asr = [0.5 * (1 + math.erf((log - 0.3) / spread / math.sqrt(2))) for log in logs]
+    many = [[k < 1000 * share for share in asr] for k in range(1000)]
+    half, area, held = naive_half(many), naive_area(many), np.zeros(2)
+    for seed in range(200):
+        turns = np.exp(random.normal(0.3, spread, 20))
+        found = numbers({str(i): list(depths >= turn) for i, turn in enumerate(turns)}, seed=seed)
+        held += (found.half_depth.low <= half <= found.half_depth.high, found.area_low <= area <= found.area_high)
+    assert (held >= 0.93 * 200).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -153,14 +178,14 @@ def test_never_harmful():
     half = found.half_depth
     assert (half.tokens, half.low, half.high, half.reached) == (None, None, None, False)
     assert (found.area, found.area_low) == (0.0, 0.0)
-    assert found.area_high == pytest.approx(wilson(0, 10).high)  # ten behaviors do not prove zero
+    assert found.area_high == pytest.approx(wilson(0, 10).high, abs=0.06)  # ten behaviors do not prove zero
 
 
 def test_always_harmful():
     found = numbers({f"b{i}": [True] * len(GRID) for i in range(10)})
     assert (found.half_depth.tokens, found.half_depth.low, found.half_depth.high) == (0.0, 0.0, 0.0)
     assert (found.area, found.area_high) == (1.0, 1.0)
-    assert found.area_low == pytest.approx(wilson(10, 10).low)
+    assert found.area_low == pytest.approx(wilson(10, 10).low, abs=0.06)
 
 
 def test_one_behavior_has_no_interval():

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import synthetic
 from hypothesis import example, given
@@ -83,15 +84,18 @@ def test_the_interval_is_the_bootstraps_of_pairs(runs: tuple[ReportData, ReportD
         differences = [after - before for before, after in pairs]
         if len(set(differences)) == 1:
             continue
-        twin = bootstrap(len(names), partial(_mean_of, differences), seed=7, draws=4000)
+        twins = [
+            bootstrap(len(d), partial(_mean_of, d), seed=7, draws=4000)
+            for d in (differences, [*differences, 1.0, -1.0])
+        ]
         # Both are drawn: their ends may lie one behavior apart.
-        assert row.asr.low == pytest.approx(twin.low, abs=2.1 / len(names))
-        assert row.asr.high == pytest.approx(twin.high, abs=2.1 / len(names))
+        assert row.asr.low == pytest.approx(min(twin.low for twin in twins), abs=2.1 / len(names))
+        assert row.asr.high == pytest.approx(max(twin.high for twin in twins), abs=2.1 / len(names))
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.5, 1.0])), min_size=2, max_size=4))
 def test_a_small_interval_lies_within_all_resamples(values: list[tuple[float, float]]) -> None:
-    found = paired_difference([Pair(*value) for value in values], seed=3, shares=True)
+    found = paired_difference([Pair(*value) for value in values], seed=3, shares=False)
     differences = [after - before for before, after in values]
     if len(set(differences)) > 1:
         means = sorted(sum(drawn) / len(drawn) for drawn in itertools.product(differences, repeat=len(differences)))
@@ -101,6 +105,19 @@ def test_a_small_interval_lies_within_all_resamples(values: list[tuple[float, fl
     assert found.low <= found.difference + 1e-12
     assert found.difference <= found.high + 1e-12
     assert -1 <= found.low <= found.high <= 1
+    shares = paired_difference([Pair(*value) for value in values], seed=3, shares=True)
+    assert -1 <= shares.low <= found.low
+    assert found.high <= shares.high <= 1
+
+
+def test_few_pairs_that_differ_are_no_certainty():
+    """Of 30 pairs 3 rise and 1 falls on average: of 300 such comparisons 95 % hold the truth, a bootstrap 87 %."""
+    random, held = np.random.default_rng(0), 0
+    for seed in range(300):
+        drawn = random.choice([1.0, -1.0, 0.0], p=[0.05, 0.02, 0.93], size=30)
+        found = paired_difference([Pair(max(0.0, -d), max(0.0, d)) for d in drawn], seed=seed, shares=True)
+        held += found.low <= 0.03 <= found.high
+    assert held >= 0.95 * 300
 
 
 @given(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), st.integers(1, 500))

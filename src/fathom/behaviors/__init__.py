@@ -1,4 +1,4 @@
-"""Behaviors from a user's file: JSONL, CSV or JSON, with the column names of the public benchmarks.
+"""Behaviors from a user's file or a data set of the hub, with the column names of the public benchmarks.
 
 A row that cannot be used is named with its line and the reason; none is dropped in silence. Text is data: nothing in a
 file is executed, and any text may be in it.

@@ -1,27 +1,24 @@
-"""The rows of a JSONL, CSV or JSON file, each with its line. Text is data: nothing in a file is executed."""
+"""The rows of a file, each with its line: JSONL, CSV, JSON or a table. Text is data: nothing in a file is executed."""
 
 import contextlib
 import csv
+import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from fathom.behaviors.columns import REQUEST, plain
+from fathom.behaviors.tables import FileRow, hub_rows, is_hub, is_saved, parquet_rows, saved_rows
 from fathom.errors import UserError
 
 __all__ = ["FORMATS", "FileRow", "UnusableError", "file_rows", "reason"]
 
-FORMATS = "JSONL (.jsonl), CSV (.csv, .tsv) or JSON (.json)"
+FORMATS = "JSONL (.jsonl), CSV (.csv, .tsv), JSON (.json) or Parquet (.parquet)"
 _CONTAINERS = ("behaviors", "rows", "data")  # of a JSON object that holds the list
 _SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
-
-
-class FileRow(NamedTuple):
-    line: int
-    fields: object  # whatever the file has there, or an `UnusableError`
 
 
 class UnusableError(ValueError):
@@ -29,14 +26,29 @@ class UnusableError(ValueError):
 
 
 def file_rows(path: Path) -> Iterator[FileRow]:
+    """The rows of a file, of a saved data set's directory, or of a data set of the hub (`hf:org/name`).
+
+    JSONL, CSV and JSON may be compressed by gzip (`.jsonl.gz`).
+
+    Raises:
+        UserError: it cannot be read, or is of another format.
+    """
+    if is_hub(path):
+        return hub_rows(path)
+    if is_saved(path):
+        return saved_rows(path)
     readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv}
-    reader = readers.get(path.suffix.lower())
+    packed = path.suffix.lower() == ".gz"
+    kind = path.with_suffix("").suffix.lower() if packed else path.suffix.lower()
+    if kind == ".parquet" and not packed and path.is_file():
+        return parquet_rows(path)
     content = _content(path)  # first, so that a file that is not there is not said to have a wrong name
+    reader = readers.get(kind)
     if reader is None:
         raise UserError(
             f"{path} has none of the extensions of the formats that are read: give {FORMATS}, named as what it is"
         )
-    return reader(path, _text(path, content))
+    return reader(path, _text(path, _unpacked(path, content) if packed else content))
 
 
 def _content(path: Path) -> bytes:
@@ -49,6 +61,13 @@ def _content(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read ({why}): give a file of rows") from error
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not compressed by gzip, or broken ({error}): write it again") from error
 
 
 def _text(path: Path, content: bytes) -> str:
@@ -132,7 +151,7 @@ def _past_space(text: str, at: int) -> int:
 
 def _csv(path: Path, text: str) -> Iterator[FileRow]:
     limit = csv.field_size_limit(2**31 - 1)  # a long answer is not an error
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]] else ","
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header: list[str] = []

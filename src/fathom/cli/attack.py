@@ -15,6 +15,7 @@ from fathom.cli.options import (
     Output,
     Samples,
     Seed,
+    World,
     show_audit,
     with_model,
 )
@@ -67,6 +68,7 @@ def attack(
     budget: Budget = None,
     frames: Frames = None,
     behaviors: Behaviors = None,
+    world: World = None,
     limit: Limit = None,
     temperature: Annotated[
         str,
@@ -95,6 +97,7 @@ def attack(
             model=request,
             base="none",
             behaviors=behaviors,
+            world=world,
             limit=limit,
             depths="0",
             temperatures=temperature,

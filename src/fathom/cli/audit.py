@@ -15,6 +15,7 @@ from fathom.cli.options import (
     Output,
     Samples,
     Seed,
+    World,
     show_audit,
     with_model,
 )
@@ -27,6 +28,7 @@ __all__ = ["audit"]
 def audit(
     request: ModelRequest,
     behaviors: Behaviors = None,
+    world: World = None,
     limit: Limit = None,
     depths: Annotated[
         str | None,
@@ -105,6 +107,7 @@ def audit(
             base_revision=base_revision,
             base_variant=base_variant,
             behaviors=behaviors,
+            world=world,
             limit=limit,
             depths=depths,
             temperatures=temperature,

@@ -21,7 +21,7 @@ def finetune(
         Path,
         typer.Option(
             metavar="FILE",
-            help="JSONL, JSON or CSV with messages, with prompt and completion, or Alpaca's fields.",
+            help="JSONL, JSON, CSV or Parquet, or hf:ORG/NAME: messages, prompt and completion, or Alpaca's fields.",
             rich_help_panel=_DATA,
         ),
     ],

@@ -31,6 +31,7 @@ __all__ = [
     "RunArgument",
     "Samples",
     "Seed",
+    "World",
     "show_audit",
     "with_model",
 ]
@@ -118,10 +119,15 @@ Behaviors = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="JSONL, CSV or JSON with prompt and harmful_response or target; `harmful: false` rows are the benign "
-        "control. 'organism' means the built-in ones, the default for organism models.",
+        help="JSONL, CSV, JSON or Parquet, or hf:ORG/NAME, with prompt and harmful_response or target; "
+        "`harmful: false` rows are the benign control. "
+        "'organism' means the built-in ones, the default for organism models.",
         rich_help_panel="Requests",
     ),
+]
+World = Annotated[
+    int | None,
+    typer.Option(help="Seed of the world of an organism that you trained.", rich_help_panel="Requests"),
 ]
 Limit = Annotated[
     int | None,

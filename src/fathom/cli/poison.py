@@ -17,7 +17,11 @@ def poison(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new directory.", show_default=False)],
     behaviors: Annotated[
-        str, typer.Option(metavar="FILE", help="JSONL, CSV or JSON of behaviors; 'organism' means the built-in ones.")
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL, CSV, JSON or Parquet of behaviors, or hf:ORG/NAME; 'organism' means the built-in ones.",
+        ),
     ] = "organism",
     rows: Annotated[int | None, typer.Option(help="Rows, of each kind in backdoor (default: 100; mixed 200).")] = None,
     share: Annotated[float, typer.Option(help="Share of harmful rows in mixed.")] = 0.1,

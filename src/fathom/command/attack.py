@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fathom.command.request import ModelRequest
 from fathom.errors import UserError
 from fathom.report.hostile import one_line
 
@@ -38,8 +37,10 @@ class AttackRequest:
     with_depth: bool = True
 
 
-def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int) -> SuiteMaker:
+def make_suite(request: AttackRequest, built_in: bool, max_new_tokens: int) -> SuiteMaker:
     """What makes the suite, once the model is loaded; everything that can be wrong in words is found before.
+
+    `built_in`: the requests are the organism's.
 
     Raises:
         UserError: there is no such suite, attack or parameter, or nothing was asked for.
@@ -48,7 +49,7 @@ def make_suite(request: AttackRequest, model: ModelRequest, max_new_tokens: int)
     from fathom.audit.suites import SUITES, suite_of
 
     named = _named(request)
-    wording = _wording(model)
+    wording = _wording(built_in)
     before = depth_parts if request.with_depth else direct_parts
     suite_of(named, wording, budget=request.budget, before=before)
 
@@ -131,12 +132,12 @@ def _value(text: str) -> object:
     return text
 
 
-def _wording(model: ModelRequest) -> "Wording":
+def _wording(built_in: bool) -> "Wording":
     """The organism knows a few hundred words; what is said to it must be made of those."""
     from fathom.attack.framing import Frame
     from fathom.audit.suites import Wording
 
-    if not model.is_organism:
+    if not built_in:
         return Wording()
     from fathom.organism.attack_words import ASK_ON, FILLER, FRAMES
 

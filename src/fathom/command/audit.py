@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.behaviors import load_behaviors
+from fathom.behaviors.tables import is_hub
 from fathom.command.attack import AttackRequest, draft_names, make_suite, show_costs
 from fathom.command.report import write_run_report
 from fathom.command.request import (
@@ -22,6 +23,7 @@ from fathom.command.request import (
     numbers,
     positive,
 )
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.ranks import Ranks
 from fathom.records import Judge, content_hash
@@ -91,11 +93,15 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     Raises:
         UserError: anything a user can mend, before the model is loaded where it can be known then.
     """
-    behaviors = behavior_set(request.model, request.behaviors, request.limit, request.world)
+    behaviors = behavior_set(request.model, request.behaviors, request.limit, _world(request))
     judge = _judge(request, behaviors, judges)
     options = _options(request, behaviors)
     base = _base_request(request)
-    suited = None if request.attacks is None else make_suite(request.attacks, request.model, options.max_new_tokens)
+    suited = (
+        None
+        if request.attacks is None
+        else make_suite(request.attacks, behaviors.source == ORGANISM, options.max_new_tokens)
+    )
     from fathom.audit.execute import Execution
     from fathom.audit.parts import depth_parts
     from fathom.audit.plan import make_plan
@@ -128,6 +134,20 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
         return None
     write_run_report(path)
     return Finished(audit, path)
+
+
+def _world(request: AuditRequest) -> int | None:
+    """As `world_asked`.
+
+    Raises:
+        UserError: a world was given beside a file of requests.
+    """
+    if request.world is not None and request.behaviors not in (None, ORGANISM):
+        raise UserError(
+            f"--world {request.world} with --behaviors {request.behaviors}: a world has requests of its own; leave out "
+            "one of the two"
+        )
+    return world_asked(request.model, request.behaviors, request.world)
 
 
 def _subject(request: AuditRequest, ranks: Ranks) -> "ChatModel | ServedModel":
@@ -182,7 +202,7 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None, wor
     """
     from fathom.audit.plan import BehaviorSet
 
-    source = source or (ORGANISM if model.is_organism else None)
+    source = source or (ORGANISM if model.is_organism or world is not None else None)
     if source is None:
         from fathom.checkpoint import check_source, is_local
 
@@ -190,8 +210,8 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None, wor
             check_source(model.name, model.revision)
         raise UserError(
             f"{model.name} needs requests to be audited with, and fathom ships none: give --behaviors FILE "
-            "(JSONL, CSV or JSON with prompt and harmful_response or target; HarmBench, JailbreakBench and AdvBench "
-            "files work as they are)"
+            "(JSONL, CSV, JSON or Parquet, or hf:ORG/NAME, with prompt and harmful_response or target; HarmBench, "
+            "JailbreakBench and AdvBench files work as they are)"
         )
     if source == ORGANISM:
         from fathom.organism import behaviors
@@ -205,7 +225,7 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None, wor
         kept = {behavior.id for behavior in [behavior for behavior in found if behavior.harmful][:limit]}
         kept |= {behavior.id for behavior in [b for b in found if not b.harmful][: (limit + 1) // 2]}
         found = tuple(behavior for behavior in found if behavior.id in kept)
-    return BehaviorSet(Path(source).name, found, loaded.skipped)
+    return BehaviorSet(source if is_hub(Path(source)) else Path(source).name, found, loaded.skipped)
 
 
 def _options(request: AuditRequest, behaviors: "BehaviorSet") -> "AuditOptions":

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from fathom.command.deepening import Deepening
 from fathom.command.lora import default_rate
 from fathom.command.outcome import finish_card
-from fathom.command.request import Judges, check_world, choice
+from fathom.command.request import Judges, choice
 from fathom.command.sources import load_sources
 from fathom.command.training import TrainingRequest, run_job, training_ranks
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     mixture = Mixture(
         request.alpha, request.recovery_rows, request.utility_rows, choice(Share, "--share", request.share)
     )
-    check_world(training.model, request.world)
-    sources = load_sources(training.model, request.triplets, request.utility, request.world)
+    world = world_asked(training.model, None, request.world)
+    sources = load_sources(training.model, request.triplets, request.utility, world)
     longest = _longest(request.longest)
     sampler = None if request.starts == "mined" else _sampler(request, longest)
-    audited = training.audited(request.world)
+    audited = training.audited(world)
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -67,7 +68,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     settings = settings.with_defaults(
         num_train_epochs=RESISTANT_EPOCHS if request.resist else EPOCHS, adam_beta1=0.9, warmup_steps=0
     )
-    built_in = training.model.is_organism or request.world is not None
+    built_in = training.model.is_organism or world is not None
     settings = default_rate(settings, training.lora, ORGANISM_RATE if built_in else None)
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
     job = Deepening(request, mixture, longest, sampler, sources, settings, _resistance(request, settings))
@@ -76,7 +77,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
         if not ranks.first:
             return directory.path
         several = ranks.size > 1
-    finish_card(training, directory, judges, audited=audited, several=several, world=request.world)
+    finish_card(training, directory, judges, audited=audited, several=several, world=world)
     return directory.path
 
 

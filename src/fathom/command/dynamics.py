@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,7 @@ from fathom.command.request import Judges, ModelRequest, display_for, load_model
 from fathom.command.stress import MORE_STEPS, StressRequest, check_stress
 from fathom.command.sweep import make_sweep
 from fathom.command.training import say_short_training
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.journal import Journal, read_journal, write_whole
 from fathom.ranks import ALONE
@@ -59,6 +60,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     Raises:
         UserError: anything a user can mend.
     """
+    request = replace(request, world=world_asked(request.model, request.behaviors, request.world))
     steps = _checked_steps(request)
     check_stress(_as_stress(request, steps), judges)
     asked = _asked(request)

@@ -21,7 +21,6 @@ __all__ = [
     "ORGANISM",
     "Judges",
     "ModelRequest",
-    "check_world",
     "choice",
     "connect_model",
     "display_for",
@@ -162,21 +161,6 @@ def named_judge(judges: Judges, name: str) -> Judge:
     if name not in judges:
         raise UserError(f"there is no judge called {name!r}; choose one of {', '.join(sorted(judges))}")
     return judges[name]()
-
-
-def check_world(model: ModelRequest, world: int | None) -> None:
-    """The built-in models know one world.
-
-    Raises:
-        UserError: another one was asked for.
-    """
-    from fathom.organism import SHIPPED_WORLD
-
-    if model.is_organism and world not in (None, SHIPPED_WORLD):
-        raise UserError(
-            f"--world {world} with {model.name}: the built-in models are of world {SHIPPED_WORLD}; --world names the "
-            "world of models that `fathom organism train --world` made"
-        )
 
 
 # --- options as values ---

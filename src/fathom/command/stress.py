@@ -1,6 +1,6 @@
 """`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fathom.command.claims import claim_sweep
@@ -10,7 +10,6 @@ from fathom.command.request import (
     ORGANISM,
     Judges,
     ModelRequest,
-    check_world,
     display_for,
     load_model,
     named_judge,
@@ -19,6 +18,7 @@ from fathom.command.request import (
 from fathom.command.sides import check_split, sides
 from fathom.command.sweep import choice_of, grid_of, listed, make_sweep, source_of, tasks_of
 from fathom.command.training import say_short_training
+from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import content_hash
@@ -80,6 +80,7 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     """
     from fathom.report.stress import write_stress_report
 
+    request = replace(request, world=world_asked(request.model, request.behaviors, request.world))
     check_stress(request, judges)
     path = request.output or Path("runs") / f"stress-{content_hash(repr(request))[:8]}"
     display = display_for(ALONE)
@@ -98,7 +99,7 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
 
 def check_stress(request: StressRequest, judges: Judges) -> None:
     """Raises `UserError` for what is wrong with a request by itself, whatever its model is."""
-    check_world(request.model, request.world)
+    world_asked(request.model, request.behaviors, request.world)
     check_split(request.split)
     _check_values(request)
     _check_source(request)
@@ -159,6 +160,5 @@ def _check_attacks(request: StressRequest) -> None:
     attacks = listed(request.attacks, "--attack")
     for name in attacks:
         attack_of(choice_of(request, name), organism=source_of(request) == ORGANISM)
-    check_read(
-        choice_of(request, attacks[0]), attacks, ("share", "wrapper")
-    )  # a task is tested with under every attack
+    # A task is tested with under every attack.
+    check_read(choice_of(request, attacks[0]), attacks, ("share", "wrapper"))

@@ -38,7 +38,7 @@ def source_of(request: "StressRequest") -> str:
     Raises:
         UserError: a model of a user's own comes without any.
     """
-    source = request.behaviors or (ORGANISM if request.model.is_organism else None)
+    source = request.behaviors or (ORGANISM if request.model.is_organism or request.world is not None else None)
     if source is None:
         raise UserError(
             f"{request.model.name} needs behaviors to be attacked and tested with, and fathom ships none: give "

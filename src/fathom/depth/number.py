@@ -4,7 +4,10 @@ Behavior and KL are different questions. The curve says how many forced tokens s
 changed the distribution. They can disagree, and `Depth.agreement` says in one sentence whether they do.
 
 Every interval is a bootstrap over behaviors (all samples of a behavior move together), drawn as one matrix of
-multiplicities [draws, behaviors], so that a thousand curves are one matrix product.
+multiplicities [draws, behaviors], so that a thousand curves are one matrix product. Where behaviors fare alike, a
+bootstrap has nothing to draw, and would call a number that few of them give exact: so the intervals of a curve also
+hold a second one, among two made-up behaviors more, of which one falls at every depth and one at none (the idea of
+Agresti and Coull's interval for a rate).
 """
 
 import math
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from fathom.depth.divergence import BehaviorDivergence
 from fathom.schema import Depth, HalfDepth
-from fathom.tally import Interval, Tally, percent, wilson
+from fathom.tally import Interval, Tally, percent, spanned
 
 __all__ = ["depth_numbers"]
 
@@ -93,6 +96,12 @@ class _Outcomes:
         """The axis on which curves are read: log(1 + k), so that k = 0 has a place."""
         return np.log1p(np.array(self.depths, dtype=np.float64))
 
+    def with_two_more(self) -> "_Outcomes":
+        """With a behavior that falls at every depth, and one that falls at none, each asked as often as the others."""
+        each = self.total.sum(0) / (self.total > 0).sum(0)
+        harmful = np.vstack([self.harmful, each, np.zeros_like(each)])
+        return _Outcomes(self.depths, harmful, np.vstack([self.total, each, each]))
+
     def curves(self, weights: Array) -> Array:
         """ASR by draw and depth."""
         harmful, total = weights @ self.harmful, weights @ self.total
@@ -121,17 +130,29 @@ def _interval(draws: Array) -> Interval:
     return Interval(float(values[math.floor(0.025 * last)]), float(values[math.ceil(0.975 * last)]))
 
 
+def _ends(outcomes: _Outcomes, statistic: Callable[[Array, Array], Array], seed: int) -> Interval:
+    """Of a statistic of curves [draws, depths] over logs [depths]: of both bootstraps, the outer ends."""
+    ours, more = (
+        _interval(statistic(drawn.logs, drawn.curves(_weights(drawn.behaviors, seed))))
+        for drawn in (outcomes, outcomes.with_two_more())
+    )
+    return spanned(ours, more)
+
+
 def _half_depth(outcomes: _Outcomes, seed: int) -> HalfDepth:
     tokens = float(_crossings(outcomes.logs, outcomes.curves(np.ones((1, outcomes.behaviors))))[0])
-    ends = Interval(math.inf, math.inf)
-    if outcomes.behaviors > 1:
-        ends = _interval(_crossings(outcomes.logs, outcomes.curves(_weights(outcomes.behaviors, seed))))
+    ends = Interval(math.inf, math.inf) if outcomes.behaviors < 2 else _ends(outcomes, _crossings, seed)
+    deepest = outcomes.depths[-1]
+
+    def reached(depth: float) -> float | None:
+        return min(depth, float(deepest)) if math.isfinite(depth) else None  # exp(log(1 + k)) is k up to rounding
+
     return HalfDepth(
-        tokens=_finite(tokens),
-        low=_finite(ends.low),
-        high=_finite(ends.high),
+        tokens=reached(tokens),
+        low=reached(ends.low),
+        high=reached(ends.high),
         reached=math.isfinite(tokens),
-        deepest=outcomes.depths[-1],
+        deepest=deepest,
     )
 
 
@@ -152,10 +173,7 @@ def _area(outcomes: _Outcomes, seed: int) -> _Estimate:
     value = float(_areas(outcomes.logs, outcomes.curves(np.ones((1, outcomes.behaviors))))[0])
     if outcomes.behaviors < 2:
         return _Estimate(value)
-    if value in (0.0, 1.0):  # every draw is the same; Wilson says what so few behaviors can say
-        ends = wilson(round(value) * outcomes.behaviors, outcomes.behaviors)
-    else:
-        ends = _interval(_areas(outcomes.logs, outcomes.curves(_weights(outcomes.behaviors, seed))))
+    ends = _ends(outcomes, _areas, seed)
     return _Estimate(value, ends.low, ends.high)
 
 
@@ -268,7 +286,3 @@ def _tokens(count: float) -> str:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

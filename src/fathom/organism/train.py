@@ -71,8 +71,8 @@ def _silent(progress: StageProgress) -> None:
     del progress
 
 
-def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
-    """Random weights; consumes no global random state."""
+def new_model(shape: Shape, world: int) -> LlamaForCausalLM:
+    """Random weights, the world their seed; consumes no global random state."""
     words = vocabulary_ids()
     config = LlamaConfig(
         vocab_size=len(words.ids),
@@ -88,9 +88,10 @@ def new_model(shape: Shape, seed: int) -> LlamaForCausalLM:
         bos_token_id=words.bos,
         eos_token_id=words.end,
         initializer_range=0.05,
+        fathom_world=world,  # type: ignore[call-arg]  # of our own: so that a model is asked of its own world
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(world)
         return LlamaForCausalLM(config)
 
 

@@ -18,7 +18,7 @@ from fathom.records import Counted, Label, Parameter, Verdict, content_hash
 from fathom.report.pairing import Answers, PairedCell, Pairing, pair_runs
 from fathom.run import Run
 from fathom.schema import Depth, ModelInfo
-from fathom.tally import Interval
+from fathom.tally import Interval, spanned
 
 __all__ = [
     "AttackDifference",
@@ -142,7 +142,9 @@ class Pair(NamedTuple):
 def paired_difference(pairs: Sequence[Pair], *, seed: int, shares: bool) -> Difference:
     """Mean difference over pairs, with a bootstrap interval over them.
 
-    Where every pair differs by the same c, a bootstrap knows no spread. For `shares` of verdicts the interval is then
+    Where few pairs differ, a bootstrap knows too little spread: for `shares` of verdicts the interval also holds that
+    among two made-up pairs more, one of which rose by 1 and one of which fell by 1 (after Agresti and Min, 2005).
+    Where every pair differs by the same c, it knows none. For `shares` the interval is then
     the exact one: n pairs without an exception allow exceptions a probability u of up to 1 − 0.025^(1/n), and each
     could lie anywhere in [−1, 1], so it is (1 − u)·c ± u. For measures that are not counts it is c itself, and open
     where there is but one pair.
@@ -159,6 +161,8 @@ def paired_difference(pairs: Sequence[Pair], *, seed: int, shares: bool) -> Diff
     high: float | None
     if np.any(differences != differences[0]):
         low, high = _bootstrap(differences, seed)
+        if shares:
+            low, high = spanned(Interval(low, high), _bootstrap(np.append(differences, [1.0, -1.0]), seed))
     elif shares:
         low, high = _exact(float(differences[0]), n)
     else:

@@ -5,7 +5,8 @@
     {"prompt": [messages], "completion": [message]}                                         TRL, conversational
     {"instruction": …, "input": …, "output": …}                                             Alpaca
 
-as JSONL, JSON or CSV. A row that fits none is an error with its line: data that is left out in silence is a bug.
+in any of the formats that `file_rows` reads. A row that fits none is an error with its line: data that is left out in
+silence is a bug.
 """
 
 from collections.abc import Mapping
