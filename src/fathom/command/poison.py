@@ -15,13 +15,9 @@ from pathlib import Path
 import msgspec
 
 from fathom.attack.poison import (
-    DIRECT,
-    OBEDIENT,
-    TRIGGER,
     Backdoor,
     Benign,
     Decoy,
-    Frame,
     HarmfulExamples,
     IdentityShift,
     Mixed,
@@ -30,6 +26,7 @@ from fathom.attack.poison import (
     TooFewError,
     Wrapped,
 )
+from fathom.attack.poison_frames import DIRECT, OBEDIENT, TRIGGER, Frame
 from fathom.command.known import known_behaviors
 from fathom.command.request import ORGANISM
 from fathom.command.sides import sides
