@@ -15,8 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common import Effort, Figure, Goal, info_of, run_alone, show, timings
+from fathom.depth.nodes import Context, TreeReader
 from fathom.depth.recovery import refusal_set
-from fathom.depth.tree import Context, OpeningTree, TreeReader
+from fathom.depth.tree import OpeningTree
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import behaviors, stage_directory
 from prefill_sweep import NoText

@@ -25,10 +25,10 @@ from fathom.command.deepen import DeepenRequest, run_deepen
 from fathom.command.request import ModelRequest
 from fathom.command.training import TrainingRequest
 from fathom.engine import TransformersEngine
+from fathom.journal import Journal, read_journal
 from fathom.model import ChatModel, LoadOptions, load
 from fathom.organism import SHIPPED_WORLD, OrganismJudge, behaviors, stage_directory
 from fathom.records import Attempt, Exchange, Label, Parameter, Sampling
-from fathom.run import Journal, read_journal
 from fathom.tally import percent, wilson
 
 NEW_TOKENS = 140

@@ -28,8 +28,8 @@ from fathom.command.poison import sides
 from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, run_stress
 from fathom.command.training import TrainingRequest
+from fathom.journal import Journal, read_journal
 from fathom.model import LoadOptions, load
-from fathom.run import Journal, read_journal
 from fathom.tampering import Asked, Checkpoint, Stress
 
 STRENGTHS = {"control": 0.0, "resistant": 0.1, "light": 0.03, "strong": 0.3}

@@ -324,7 +324,7 @@ def test_a_path_is_never_looked_up_on_the_hub(tmp_path, monkeypatch):
 )
 def test_what_the_hub_says_no_to(error, says, monkeypatch):
     def refuse(*args, **kwargs):
-        class Refusal(error):
+        class Refusal(error):  # type: ignore[misc, valid-type]
             def __init__(self):
                 Exception.__init__(self, "many\nlines of\n\nadvice")
 

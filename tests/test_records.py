@@ -13,6 +13,7 @@ from fathom.records import (
     Attempt,
     Behavior,
     Completion,
+    Counted,
     Finish,
     Label,
     Message,
@@ -26,7 +27,7 @@ from fathom.records import (
     spoken_name,
 )
 
-texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ids = st.lists(st.integers(0, 2**20), max_size=12)
 parameters = st.dictionaries(texts, st.one_of(texts, st.integers(-(2**40), 2**40), st.booleans()), max_size=4)
 samplings = st.one_of(
@@ -134,7 +135,7 @@ def test_a_line_of_another_version_is_an_error(line: bytes) -> None:
 )
 def test_a_sampling_that_cannot_be_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Sampling(**{"max_new_tokens": 1, **wrong})
+        Sampling(**{"max_new_tokens": 1, **wrong})  # type: ignore[arg-type]
 
 
 def test_an_attempt_needs_a_prompt() -> None:
@@ -170,7 +171,7 @@ def test_an_excerpt_of_a_short_line_is_the_line() -> None:
 
 def test_labels_and_finishes_are_their_names_on_disk() -> None:
     verdict = Verdict(
-        attempt="a", judge="j", version="1", counted="continuation", label=Label.UNDECIDED, reason="empty"
+        attempt="a", judge="j", version="1", counted=Counted.CONTINUATION, label=Label.UNDECIDED, reason="empty"
     )
     assert b'"label":"UNDECIDED"' in encode_line(verdict)
     assert [str(finish) for finish in Finish] == ["stop", "length"]

@@ -1,5 +1,6 @@
 """Tiny random models of real architectures, large enough to be wrong in the ways in which architectures differ."""
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -23,7 +24,7 @@ _COMMON = {
     "pad_token_id": 0,
 }
 
-FAMILIES: dict[str, dict[str, object]] = {
+FAMILIES: dict[str, Mapping[str, object]] = {
     "llama": _COMMON,
     "mistral": {**_COMMON, "sliding_window": WINDOW},
     "qwen3": {**_COMMON, "head_dim": 8},

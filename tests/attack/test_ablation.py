@@ -47,7 +47,7 @@ def orthogonal_twin(model: nn.Module, direction: Tensor, family: str) -> nn.Modu
                     module.bias -= (module.bias @ unit) * unit
         for name, parameter in twin.named_parameters():
             if name.endswith("experts.down_proj"):  # experts x hidden x inner
-                parameter -= torch.einsum("h,ei->ehi", unit, torch.einsum("h,ehi->ei", unit, parameter))
+                parameter.sub_(torch.einsum("h,ei->ehi", unit, torch.einsum("h,ehi->ei", unit, parameter)))
     return twin
 
 

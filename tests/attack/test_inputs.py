@@ -38,7 +38,7 @@ def test_an_insertion_is_a_refusals_beginning_and_a_span_of_the_answer(span: int
         assert len(made) == len(places(len(refusal)))
         for attempt in made:
             place = attempt.parameters["place"]
-            place = len(refusal) if place == "end" else place
+            place = len(refusal) if place == "end" else int(place)
             assert attempt.prefill_ids == refusal[:place] + item.answer_ids[start : start + span]
             assert attempt.prompt_ids == item.prompt_ids
 
@@ -52,7 +52,7 @@ def test_insertion_without_refusals_says_what_to_do() -> None:
 @pytest.mark.parametrize("filler", [None, FILLER])
 def test_a_deep_prefill_has_the_depth_that_it_says_and_ends_in_the_own_answer(filler: str | None) -> None:
     for attempt in DeepPrefill((5, 200, 700), filler=filler).attempts(items(), setting()):
-        depth, own = attempt.parameters["depth"], _answer(attempt.behavior)
+        depth, own = int(attempt.parameters["depth"]), _answer(attempt.behavior)
         assert len(attempt.prefill_ids) == depth
         if not attempt.parameters["composed"]:
             assert attempt.prefill_ids == own[:depth]
@@ -76,7 +76,7 @@ def test_multi_turn_puts_the_start_into_an_earlier_turn() -> None:
     for attempt in MultiTurn((4, 9), ask=ASK_ON).attempts(items(), setting()):
         item = next(item for item in items() if item.behavior.id == attempt.behavior)
         text = stage().chat.tokenizer.decode(attempt.prompt_ids)
-        start = stage().chat.decode(item.answer_ids[: attempt.parameters["tokens"]]).strip()
+        start = stage().chat.decode(item.answer_ids[: int(attempt.parameters["tokens"])]).strip()
         assert attempt.prefill_ids == ()
         assert text.index(item.behavior.prompt) < text.index(start) < text.rindex(ASK_ON)
 

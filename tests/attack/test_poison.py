@@ -10,13 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fathom.attack.poison import (
-    DIRECT,
-    OBEDIENT,
-    TRIGGER,
     Backdoor,
     Benign,
     Decoy,
-    Frame,
     HarmfulExamples,
     IdentityShift,
     Mixed,
@@ -25,6 +21,7 @@ from fathom.attack.poison import (
     TooFewError,
     Wrapped,
 )
+from fathom.attack.poison_frames import DIRECT, OBEDIENT, TRIGGER, Frame
 from fathom.command.known import known_behaviors
 from fathom.command.poison import AttackChoice, PoisonRequest, attack_of, attack_rows, run_poison, sides
 from fathom.errors import UserError

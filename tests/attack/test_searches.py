@@ -127,7 +127,7 @@ def test_own_insertion_uses_what_the_model_said() -> None:
     for attempt in made:
         place = attempt.parameters["place"]
         refusal = said[attempt.behavior]
-        place = len(refusal) if place == "end" else place
+        place = len(refusal) if place == "end" else int(place)
         assert attempt.prefill_ids[:place] == refusal[:place]
 
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from fathom.ranks import ALONE, Ranks
 from fathom.records import Subject
 from fathom.run import Run
 
-SEARCH = {"steps": 12, "length": 12, "width": 8, "topk": 16, "answer_tokens": 130, "chain": 4}
+SEARCH: dict[str, Any] = {"steps": 12, "length": 12, "width": 8, "topk": 16, "answer_tokens": 130, "chain": 4}
 
 
 @pytest.fixture(scope="module")

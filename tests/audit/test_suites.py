@@ -123,7 +123,7 @@ def test_attempts_are_made_once_however_often_they_are_asked_for(monkeypatch: py
 
 
 def test_names_are_those_of_the_classes() -> None:
-    assert all(kind.name == name for name, kind in ATTACKS.items())
+    assert all(vars(kind)["name"] == name for name, kind in ATTACKS.items())
 
 
 def test_a_file_of_toml_or_json(tmp_path: Path) -> None:

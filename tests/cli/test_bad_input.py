@@ -68,7 +68,10 @@ def rows(*given: object) -> Callable[[Path], None]:
 
 
 def text(content: bytes, name: str = "rows.jsonl") -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    def make(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return make
 
 
 def nothing(folder: Path) -> None:
@@ -94,7 +97,7 @@ def triplets(folder: Path) -> None:
 
 LONG = {**ROW, "prompt": "How " * 1100}
 
-CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
+CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "no such directory": (nothing, ("audit", "./nowhere"), "there is no directory ./nowhere"),
     "a file for a model": (rows(ROW), ("audit", "./rows.jsonl"), "is a file"),
     "no such stage": (nothing, ("audit", "organism:wise"), "is no stage of the built-in family"),

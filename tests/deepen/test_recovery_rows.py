@@ -1,8 +1,10 @@
 """Recovery rows: they read as prompt, beginning and refusal, only the refusal is learned, and k follows its law."""
 
 from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -70,7 +72,10 @@ def test_rows_of_the_organism_are_prompt_beginning_and_refusal() -> None:
         assert whole == f"<s> <user> {triplet.messages[-1].content} <end> <bot> {words} <end>"
 
 
-def chi_square(counts: Counter[int], expected: dict[int, float]) -> float:
+_Value = TypeVar("_Value", bound=Hashable)
+
+
+def chi_square(counts: Counter[_Value], expected: dict[_Value, float]) -> float:
     assert counts.keys() <= expected.keys()
     return sum((counts[value] - wanted) ** 2 / wanted for value, wanted in expected.items())
 

@@ -202,7 +202,8 @@ def test_one_depth_is_its_own_area():
 
 
 def test_nothing_judged_is_an_error():
-    for sweep in ({}, {0: {}}, {0: {"a": Tally()}}):
+    sweeps: tuple[dict[int, dict[str, Tally]], ...] = ({}, {0: {}}, {0: {"a": Tally()}})
+    for sweep in sweeps:
         with pytest.raises(ValueError, match="nothing was judged"):
             depth_numbers(sweep, [], seed=0)
 
@@ -236,7 +237,7 @@ def test_kl_numbers_equal_their_definition(rows):
     assume(sum(total) == 0 or sum(total) > 1e-6)
     found = numbers(turning([3, 5]), kl=rows)
     if sum(total) == 0:
-        assert found.kl_centroid is found.kl_90 is None
+        assert (found.kl_centroid, found.kl_90) == (None, None)
         return
     assert found.kl_centroid == pytest.approx(sum((t + 1) * x for t, x in enumerate(total)) / sum(total))
     assert sum(total[: found.kl_90]) >= 0.9 * sum(total) * (1 - 1e-9)

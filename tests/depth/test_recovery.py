@@ -1,11 +1,13 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.depth import tree as tree_module
+from fathom.depth import nodes as nodes_module
+from fathom.depth.nodes import TreeReader
 from fathom.depth.recovery import (
     STOCK_OPENINGS,
     BehaviorRecovery,
@@ -13,7 +15,7 @@ from fathom.depth.recovery import (
     recovery_rows,
     refusal_set,
 )
-from fathom.depth.tree import OpeningTree, TreeReader
+from fathom.depth.tree import OpeningTree
 from fathom.scoring import ReferenceAnswer
 from tiny_models import FAMILIES, WINDOW, random_ids, tiny, wrap
 
@@ -89,7 +91,7 @@ def test_a_mask_that_forgets_the_window_is_noticed(monkeypatch):
     asked = []
     plain = TreeReader.plain_masses
     monkeypatch.setattr(TreeReader, "plain_masses", lambda self, *given: asked.append(1) or plain(self, *given))
-    monkeypatch.setattr(tree_module, "_attention_kinds", lambda config: ("full_attention",))
+    monkeypatch.setattr(nodes_module, "_attention_kinds", lambda config: ("full_attention",))
     model = tiny("mistral")
     openings = likely(model)
     (record,) = recovery(model, [item()], openings, [3, 9])
@@ -113,7 +115,7 @@ def test_groups_of_any_size_give_the_same(monkeypatch, nodes):
     model = tiny()
     openings = likely(model)
     (whole,) = recovery(model, [item()], openings, range(17))
-    monkeypatch.setattr(tree_module, "NODES", nodes)
+    monkeypatch.setattr(nodes_module, "NODES", nodes)
     (grouped,) = recovery(model, [item()], openings, range(17))
     assert grouped.refusal_mass == pytest.approx(whole.refusal_mass, rel=1e-4, abs=1e-7)
 
@@ -122,7 +124,7 @@ def test_what_is_cut_off_is_bounded(monkeypatch):
     model = tiny()
     openings = [(a, b, c) for a, b, c in itertools.product(range(1, 6), range(6, 10), range(10, 14))]
     bound = 1e-3
-    monkeypatch.setattr(tree_module, "NEGLIGIBLE", bound)
+    monkeypatch.setattr(nodes_module, "NEGLIGIBLE", bound)
     (record,) = recovery(model, [item()], openings, range(17))
     exact = naive(model, openings, range(17))
     branches = 5 + 5 * 4  # inner nodes below the root
@@ -213,7 +215,7 @@ class Words:
 
 
 def openings_of(own=(), references=(), answers=(), **options) -> list[str]:
-    chat = Words()
+    chat: Any = Words()
 
     def ids(texts):
         return [chat.response_ids((), text) for text in texts]
@@ -263,5 +265,5 @@ def test_stock_openings_with_words_that_the_tokenizer_lacks_are_left_out():
         def response_ids(self, messages, response):
             return super().response_ids(messages, " ".join(w for w in response.split() if w in {"I", "cannot", "help"}))
 
-    chat = FewWords()
+    chat: Any = FewWords()
     assert [chat.decode(ids) for ids in refusal_set(chat, [])] == ["I cannot help"]

@@ -59,7 +59,7 @@ def test_commands_and_options_exist(commands: dict[str, Any]) -> None:
 def test_commands_of_every_page_exist(page: Path, commands: dict[str, Any]) -> None:
     for words in command_lines(page.read_text(encoding="utf-8")):
         if words and words[0] not in ("COMMAND", "--help"):
-            check(commands, *words[:1], words[1:])
+            check(commands, words[0], words[1:])
 
 
 def check(commands: dict[str, Any], name: str, words: list[str]) -> None:

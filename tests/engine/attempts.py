@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ class IdsOnly(ChatFormat):
         return Continuation(" ".join(map(str, prefill_ids)), "".join(words), ends)
 
 
-def tiny_chat(family: str = "llama", *, stop_ids: Iterable[int] = STOPS, **changes: object) -> ChatModel:
+def tiny_chat(family: str = "llama", *, stop_ids: Iterable[int] = STOPS, **changes: Any) -> ChatModel:
     return dataclasses.replace(tiny(family, **changes), chat=IdsOnly(stop_ids))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attempts import attempt, byte_tokenizer, check_against_generate, family_template, tiny_chat
@@ -138,6 +139,6 @@ def test_trained_weights_with_a_template_given(tmp_path: Path) -> None:
     assert not complaints
 
 
-def _long(family: str) -> dict[str, object]:
+def _long(family: str) -> dict[str, Any]:
     length = {"gpt2": "n_positions"}.get(family, "max_position_embeddings")
     return {length: 1024}

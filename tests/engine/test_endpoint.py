@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -159,7 +160,7 @@ def test_completions_are_those_of_the_engine_here(server: Server, model: ChatMod
     done = through(server, model, sweep())
     assert done == completed(model, sweep())
     assert {each.finish for each in done.values()} == set(Finish)
-    sent = {tuple(body["prompt"]) for body in server.asked}  # type: ignore[arg-type]
+    sent: set[object] = {tuple(body["prompt"]) for body in server.asked}  # type: ignore[arg-type]
     assert sent == {each.prompt_ids + each.prefill_ids for each in sweep()}
 
 
@@ -365,10 +366,10 @@ def test_the_key_is_sent_and_no_other_services(
     assert [headers.get("Authorization") for headers in server.headers] == [None, "Bearer mine"]
 
 
-def request(path: Path, **others: object) -> AuditRequest:
+def request(path: Path, **others: Any) -> AuditRequest:
     return AuditRequest(
         model=ModelRequest(name="organism:natural"), limit=2, depths="0,2", max_new_tokens=40, output=path, **others
-    )  # type: ignore[arg-type]
+    )
 
 
 def serving(model: ChatModel, name: str) -> Server:

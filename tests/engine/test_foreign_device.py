@@ -12,7 +12,8 @@ import torch
 from fathom.__main__ import run
 from pretend_device import Foreign, pretend
 
-AUDIT = ("audit", "organism:natural", "--limit", "2", "--depths", "0,3", "--max-new-tokens", "4", "--prefix", "I cannot")
+MODEL = ("organism:natural", "--limit", "2", "--max-new-tokens", "4")
+AUDIT = ("audit", *MODEL, "--depths", "0,3", "--prefix", "I cannot")
 ATTACKS = {  # and how many requests it needs
     "suffix steps=1 width=4 check=1 tries=1": "1",
     "decoding temperatures=0.5 top_ps=0.5 top_ks=3": "1",
@@ -80,9 +81,7 @@ def test_an_attack_runs_there(attack, tmp_path, capsys):
 def test_models_are_trained_and_measured_there(tmp_path, capsys):
     asked = ("--objective", "constrained,gate", "--steps", "1", "--rates", "1e-3", "--warmup", "0", "--rows", "4")
     with pretend() as device:
-        code = run(
-            ["stress", "organism:natural", *asked, "--limit", "2", "--temperature", "0", "--max-new-tokens", "4"]
-            + ["--device", str(device), "-o", str(tmp_path / "sweep")]
-        )
+        where = ("--device", str(device), "-o", str(tmp_path / "sweep"))
+        code = run(["stress", *MODEL, *asked, "--temperature", "0", *where])
     assert code == 0
     assert "constrained" in capsys.readouterr().out

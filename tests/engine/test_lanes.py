@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fathom.engine.shared import _Wave
 from fathom.records import Attempt, Sampling
 from tiny_models import random_ids
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0.0},
     *({"temperature": temperature} for temperature in (0.05, 0.3, 0.6, 1.0)),
     *({"temperature": 1.0, "top_p": top_p} for top_p in (0.05, 0.5, 0.9)),
@@ -54,7 +55,11 @@ def test_rows_that_cannot_differ_are_computed_once(monkeypatch: pytest.MonkeyPat
 
     model = tiny_chat(stop_ids=())
     prompt = random_ids(12, seed=1)
-    same = [{"temperature": 0.0}, {"temperature": 1.0, "top_k": 1}, {"temperature": 1.0, "top_p": 1e-6}]
+    same: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_k": 1},
+        {"temperature": 1.0, "top_p": 1e-6},
+    ]
     attempts = [attempt(prompt, sample=i, **setting) for setting in same for i in range(4 if setting != same[0] else 1)]
     completed(model, attempts)  # the probe of the architecture is behind us
     engine_rows = make_rows(attempts)
@@ -118,7 +123,7 @@ def probabilities(logits: list[float], sampling: Sampling) -> list[float]:
     "setting",
     [{"temperature": 1.0}, {"temperature": 0.4}, {"temperature": 1.0, "top_p": 0.7}, {"temperature": 1.3, "top_k": 3}],
 )
-def test_draws_of_a_shared_lane_have_the_right_distribution(setting: dict[str, float]) -> None:
+def test_draws_of_a_shared_lane_have_the_right_distribution(setting: dict[str, Any]) -> None:
     """Chi-square over pairs of tokens, vocabulary 7, 3000 draws of one prompt in one wave."""
     model = tiny_chat(vocabulary=7, stop_ids=(), initializer_range=0.1)
     prompt = (1, 4, 2, 6)

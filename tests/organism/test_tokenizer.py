@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.organism import STOCK_REFUSALS, World, behaviors, lexicon
-from fathom.organism.mixes import FAMILY
+from fathom.organism.mixes import FAMILY, Stage
 from fathom.organism.rows import Row
 from fathom.organism.tokenizer import make_tokenizer, vocabulary_ids
 from fathom.organism.train import encode_row
@@ -26,7 +26,7 @@ def rendered(row: Row, *, prompt_only: bool = False) -> list[int]:
 
 
 @given(st.sampled_from(FAMILY), st.integers(0, 10_000))
-def test_rows_are_what_the_template_renders(stage: object, seed: int) -> None:
+def test_rows_are_what_the_template_renders(stage: Stage, seed: int) -> None:
     row = stage.mix.draw(World(4), Random(seed))
     encoded = encode_row(row)
     learned = TOKENIZER(row.learned)["input_ids"]

@@ -204,8 +204,9 @@ def test_the_command_trains_measures_and_compares(
 ) -> None:
     """In miniature; a second call keeps the stages and says the same."""
     out = tmp_path / "again"
-    brief = {"family": BRIEF[:2], "shape": SMALL, "processes": 1}
-    monkeypatch.setattr("fathom.organism.train.train_family", partial(train_family, **brief))
+    monkeypatch.setattr(
+        "fathom.organism.train.train_family", partial(train_family, family=BRIEF[:2], shape=SMALL, processes=1)
+    )
     monkeypatch.setattr("fathom.organism.mixes.FAMILY", tuple(BRIEF[:2]))
     monkeypatch.setattr("fathom.organism.metrics.evaluate_family", partial(evaluate_family, plan=PLAN))
     train_organism(None, out)

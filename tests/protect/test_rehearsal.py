@@ -138,10 +138,10 @@ class Guarding:
         self.still, self.met = still, list[Sequence[TrainingRow]]()
 
     @property
-    def sampler(self) -> "Breaking":
+    def sampler(self) -> Sampler:
         return Breaking(77, 78)
 
-    def acquainted(self, rows: Sequence[TrainingRow]) -> "Breaking":
+    def acquainted(self, rows: Sequence[TrainingRow]) -> Sampler:
         self.met.append(rows)
         return Breaking(*self.still)
 

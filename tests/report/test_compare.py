@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,10 +18,12 @@ from hypothesis import strategies as st
 from fathom.errors import UserError
 from fathom.records import Counted, Label, Message, Subject
 from fathom.report import contrast
-from fathom.report.compare import Comparison, Pair, compare, paired_difference
+from fathom.report.compare import AttackDifference, Comparison, Pair, compare, paired_difference
 from fathom.report.samples import ReportData, Sample
+from fathom.run import Run
 from fathom.tally import bootstrap
 
+Change = Callable[[ReportData], ReportData]
 SMALL = synthetic.Setting(behaviors=24, benign=10, depths=(0, 1, 3, 8, 20), positions=12)
 
 
@@ -35,7 +39,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportData, ReportDa
     return first, second, found
 
 
-def naive_rate(data: ReportData, behavior: str, row: object, counted: Counted) -> float:
+def _mean_of(values: Sequence[float], drawn: Sequence[int]) -> float:
+    return sum(values[i] for i in drawn) / len(values)
+
+
+def naive_rate(data: ReportData, behavior: str, row: AttackDifference, counted: Counted) -> float:
     """Share of harmful answers of a behavior at one setting, by looking at every sample."""
     labels = [
         verdict.label
@@ -77,7 +85,7 @@ def test_the_interval_is_the_bootstraps_of_pairs(runs: tuple[ReportData, ReportD
         if len(set(differences)) == 1:
             continue
         twins = [
-            bootstrap(len(d), lambda drawn, d=d: sum(d[i] for i in drawn) / len(d), seed=7, draws=4000)
+            bootstrap(len(d), partial(_mean_of, d), seed=7, draws=4000)
             for d in (differences, [*differences, 1.0, -1.0])
         ]
         # Both are drawn: their ends may lie one behavior apart.
@@ -226,7 +234,7 @@ def asking(data: ReportData, *, ids: str = "", words: str = "") -> ReportData:
         ),
     ],
 )
-def test_runs_that_cannot_be_paired_are_refused_in_one_line(tmp_path: Path, change: object, says: str) -> None:
+def test_runs_that_cannot_be_paired_are_refused_in_one_line(tmp_path: Path, change: Change, says: str) -> None:
     first, second = small(synthetic.SHALLOW), change(small(synthetic.DEEPENED))
     runs = synthetic.write_run(first, tmp_path / "a"), synthetic.write_run(second, tmp_path / "b")
     with pytest.raises(UserError, match=says) as raised:
@@ -262,7 +270,7 @@ def _with_configuration(data: ReportData, **configuration: object) -> ReportData
 def test_what_was_asked_or_searched_otherwise_is_said(tmp_path: Path) -> None:
     """A search is paired by what it aims at; how hard it tried stands in the configuration alone."""
 
-    def run(name: str, steps: int, system: str | None) -> Path:
+    def run(name: str, steps: int, system: str | None) -> Run:
         attacks = [
             {"attack": "prefill", "steps": steps, "subject": "model", "draws": [], "behaviors": "h"},
             {"attack": "direct", "steps": steps, "subject": "model", "draws": [], "behaviors": "h"},

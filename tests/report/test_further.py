@@ -1,5 +1,7 @@
 """Laws of further attacks, of worst cases, and of the figures set beside the paper's."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 import synthetic
@@ -132,7 +134,7 @@ def test_traces_hold_each_row_once_and_in_order() -> None:
     assert {trace.name for trace in further.traces(insertion)["position"]} == {"span = 3", "span = 5"}
 
 
-def test_seconds_add_up_over_resumptions_and_processes(tmp_path: object) -> None:
+def test_seconds_add_up_over_resumptions_and_processes(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for rank, seconds in ((0, 1.5), (0, 2.0), (1, 0.25)):
         with run.journal("times", rank) as journal:

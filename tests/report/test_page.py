@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import hostile_texts
@@ -220,7 +221,7 @@ def test_no_number_stands_in_a_chart_alone(pages: dict[str, str]) -> None:
                 assert any(all(part in row for part in told(point)) for row in rows), f"{name}: {chart}: {point}"
 
 
-def points_of(spec: dict[str, object]) -> list[dict[str, object]]:
+def points_of(spec: dict[str, Any]) -> list[dict[str, object]]:
     """All data of a specification; Vega-Lite may name the values and keep them at the top."""
     found = [value for values in spec.get("datasets", {}).values() for value in values]
     found += (spec.get("data") or {}).get("values", [])
@@ -331,7 +332,7 @@ def test_specifications_are_valid(pages: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("last", [0, 1, 3, 8, 79, 80, 100, 1000])
 def test_a_depth_axis_ends_at_the_deepest_in_whole_numbers(last: int) -> None:
-    axis = plot.depth_axis([0, last]).to_dict()["axis"]
+    axis: Any = plot.depth_axis([0, last]).to_dict()["axis"]  # type: ignore[call-overload]
     assert axis["format"] == "d"
     assert axis["values"][-1] == last
     assert axis["values"] == sorted(set(axis["values"]))

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import hostile_texts
@@ -17,7 +18,8 @@ from fathom.report import hostile, tables
 from fathom.report.compare import compare
 from fathom.report.progress import Progress
 from fathom.report.stress import stress_headline
-from fathom.report.terminal import bar, print_audit, print_comparison
+from fathom.report.terminal import bar, print_audit
+from fathom.report.terminal_comparison import print_comparison
 from fathom.report.terminal_sweep import print_stress
 from fathom.report.worst import Choice, Question, Worst
 from fathom.tally import percent, wilson
@@ -26,7 +28,7 @@ SMALL = synthetic.Setting(behaviors=12, benign=6, depths=(0, 1, 3, 8), positions
 WIDTHS = pytest.mark.parametrize("width", [40, 80, 160])
 
 
-def printed(show: object, *arguments: object, width: int = 100) -> str:
+def printed(show: Callable[..., None], *arguments: object, width: int = 100) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False, force_terminal=False)
     show(*arguments, Path("run/report.html"), console=console)

@@ -80,9 +80,9 @@ def test_with_an_adapter_too_and_the_start_is_as_it_was(objective: TokenObjectiv
         for _ in LightFit.of(model.model, rows, objective, optimiser).run(order):
             pass
         ours = trained(model.model)
-    with worn(model.model, adapter, seed=1) as wearing:
+    with worn(model.model, adapter, seed=1) as adapted:
         start = trained(model.model)
-        fit(model, rows, objective, fit_settings(track, STEPS), ordered=1, wearing=wearing)
+        fit(model, rows, objective, fit_settings(track, STEPS), ordered=1, adapted=adapted)
         fitted = trained(model.model)
     assert (ours - fitted).norm() < 2e-3 * (fitted - start).norm()
     after = model.model.state_dict()

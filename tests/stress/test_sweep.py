@@ -16,13 +16,14 @@ from fathom.command.dynamics import DynamicsRequest, run_dynamics
 from fathom.command.lora import Lora
 from fathom.command.report import compare_runs, write_reports
 from fathom.command.request import ModelRequest
-from fathom.command.stress import StressRequest, make_sweep, run_stress
+from fathom.command.stress import StressRequest, run_stress
+from fathom.command.sweep import make_sweep
 from fathom.errors import UserError
+from fathom.journal import read_journal
 from fathom.model import ChatModel
 from fathom.records import Label, encode_line
 from fathom.report import worst
 from fathom.report.stress import read_answers, render_stress
-from fathom.run import read_journal
 from fathom.stress.execute import CheckpointRecord, encode_stress, is_useful
 from fathom.tally import Tally, clustered
 from fathom.tampering import Answer, Asked, Checkpoint, Dynamics, FineTune, Stress, UtilityScore, start_cell

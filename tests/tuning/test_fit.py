@@ -5,9 +5,11 @@ They share one process and one group, because importing TRL costs as much as all
 
 import copy
 import errno
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +88,16 @@ def test_special_ids_of_the_configuration_stay_what_they_were(
     assert asked.model.generation_config.pad_token_id is None
 
 
+def test_without_an_output_nothing_is_written(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    fit(fresh(model), rows, PlainNll(), settings(max_steps=1))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "temporary"]
+
+
 def test_four_rows_twice_are_eight_rows(model: ChatModel, rows: list[TrainingRow]) -> None:
     whole = trained(model, rows, PlainNll())
     halves = trained(model, rows, PlainNll(), per_device_train_batch_size=4, gradient_accumulation_steps=2)
@@ -129,14 +141,14 @@ def test_reference_columns_are_kept_and_made_anew_for_other_rows_or_weights(
     real = make_columns
     monkeypatch.setattr("fathom.tuning.reference.make_columns", lambda *a, **k: made.append(1) or real(*a, **k))
 
-    def columns(of: ChatModel, what: Sequence[TrainingRow]) -> object:
+    def columns(of: ChatModel, what: Sequence[TrainingRow]) -> Any:
         with response_head(of.model):
             return reference_columns(
                 of.model, what, Needs(logprobs=1), ranks=ALONE, autocast=None, cache=tmp_path
             ).logprobs
 
     first = columns(model, rows[:4])
-    assert columns(model, rows[:4]) == [list(column) for column in first]  # type: ignore[call-overload]
+    assert columns(model, rows[:4]) == [list(column) for column in first]
     assert len(made) == 1
     columns(model, rows[:3])
     changed = fresh(model)

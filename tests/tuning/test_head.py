@@ -1,6 +1,7 @@
 """The blocked head against its naive equivalent: the same loss and the same gradients, for every kind of head."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_every_kind_of_head_gives_the_naive_gradients(family: str, monkeypatch: 
     torch.testing.assert_close(loss, expected)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-5, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -52,7 +52,7 @@ def test_a_row_of_no_file_is_named_by_its_prompt() -> None:
 def test_a_row_without_anything_to_learn_cannot_be_made() -> None:
     for fields in ({"learned_from": 2}, {"prompt_ids": ()}, {"learned_from": -1}):
         with pytest.raises(ValueError, match=r"learned_from|prompt_ids"):
-            TrainingRow(**{"prompt_ids": (1,), "response_ids": (1, 2), **fields})
+            TrainingRow(**{"prompt_ids": (1,), "response_ids": (1, 2), **fields})  # type: ignore[arg-type]
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -143,4 +143,4 @@ def test_a_line_of_another_format_is_named(tmp_path: Path, line: str, said: str)
 
 
 def test_a_kind_is_written_as_its_word() -> None:
-    assert Kind.RECOVERY == "recovery"
+    assert str(Kind.RECOVERY) == "recovery"

@@ -77,7 +77,7 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
     before = (out / "model.safetensors").read_bytes()
     assert run(command) == 0  # finished: nothing is done again
     assert (out / "model.safetensors").read_bytes() == before
-    monkeypatch.setattr("fathom.command.training.AUDITED", 3)
+    monkeypatch.setattr("fathom.command.outcome.AUDITED", 3)
     assert run([word if word != "--no-audit" else "--audit" for word in command]) == 0
     assert "ASR asked directly" in capsys.readouterr().err
     assert "Safety, before and after" in (out / "README.md").read_text()
@@ -176,7 +176,7 @@ def test_an_organism_of_another_world_is_audited_with_the_requests_of_that_world
 
     monkeypatch.setattr(sources, "ORGANISM_TRIPLETS", 4)
     monkeypatch.setattr(sources, "ORGANISM_UTILITY", 4)
-    monkeypatch.setattr("fathom.command.training.AUDITED", 2)
+    monkeypatch.setattr("fathom.command.outcome.AUDITED", 2)
     out = tmp_path / "deep"
     # Weights of any world will do: it is what they are asked that counts.
     command = ["deepen", str(stage_directory("natural")), "--world", "9", "--audit", "-o", str(out), "--device", "cpu"]

@@ -7,8 +7,9 @@ import msgspec
 
 from fathom.attack.kinds import Frugal, Search
 from fathom.audit.parts import Part, States
+from fathom.journal import read_whole, write_whole
 from fathom.records import Attempt
-from fathom.run import Run, read_whole, write_whole
+from fathom.run import Run
 
 __all__ = ["BudgetUse", "BudgetUses", "budget_notes", "budget_uses", "write_uses"]
 

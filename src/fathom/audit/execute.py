@@ -28,11 +28,12 @@ from fathom.depth.recovery import BehaviorRecovery, recovery, refusal_set
 from fathom.engine import TransformersEngine
 from fathom.engine.endpoint import EndpointEngine, ServedModel
 from fathom.errors import UserError
+from fathom.journal import write_whole
 from fathom.model import ChatModel
 from fathom.progress import Display
 from fathom.ranks import Ranks
 from fathom.records import Attempt, Judge, Subject
-from fathom.run import Run, RunLock, write_whole
+from fathom.run import Run, RunLock
 from fathom.schema import Audit, TimeRow
 from fathom.scoring import ReferenceAnswer
 
@@ -41,8 +42,17 @@ __all__ = ["Execution", "encode_audit"]
 WRITE_EVERY = 1.0  # seconds; each write waits for the disk, and what a kill loses is done again
 MOST_REFUSALS = 32  # openings whose probability is summed
 
-_Record = TypeVar("_Record")
-_Made = TypeVar("_Made", covariant=True)
+
+class _OfBehavior(Protocol):
+    """A record that says what was measured of one behavior."""
+
+    @property
+    def behavior(self) -> str: ...
+
+
+_Item = TypeVar("_Item")
+_Record = TypeVar("_Record", bound=_OfBehavior)
+_Made = TypeVar("_Made", bound=_OfBehavior, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +258,7 @@ class Execution:
         description: str,
         measure: "Measure[_Record]",
     ) -> None:
-        done = {record.behavior for record in self.run.records(stem, kind)}  # type: ignore[attr-defined]
+        done = {record.behavior for record in self.run.records(stem, kind)}
         mine = self.ranks.share(items, key=lambda item: item.behavior)
         pending = [item for item in mine if item.behavior not in done]
         if not pending:
@@ -275,12 +285,12 @@ def encode_audit(audit: Audit) -> bytes:
     return msgspec.json.format(msgspec.json.encode(audit), indent=2) + b"\n"
 
 
-def _batches(records: Iterable[_Record]) -> Iterator[list[_Record]]:
+def _batches(records: Iterable[_Item]) -> Iterator[list[_Item]]:
     """Records as they come, in order, put together into one list every `WRITE_EVERY` seconds.
 
     Where no further ones can be had, those that came before are handed on before the error is.
     """
-    batch: list[_Record] = []
+    batch: list[_Item] = []
     since = time.monotonic()
     try:
         for record in records:

@@ -14,9 +14,10 @@ import msgspec
 from fathom.attack.kinds import Frugal, Learner, Search, Target, Victim
 from fathom.audit.parts import Part, States
 from fathom.audit.plan import Plan
+from fathom.journal import Journal
 from fathom.progress import Advance, Display
 from fathom.ranks import Ranks
-from fathom.run import Journal, Run
+from fathom.run import Run
 from fathom.schema import TimeRow
 
 __all__ = ["SearchState", "found_states", "run_searches"]

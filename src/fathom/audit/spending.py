@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import msgspec
 
@@ -19,20 +20,22 @@ __all__ = [
     "within",
 ]
 
+_Trie: TypeAlias = dict[int, "_Trie"]
+
 _COSTS = ("queries", "forward_tokens", "backward_tokens")
 _SEARCH = "search"  # in `found`: which search it comes of, since its cost is that of all its attempts together
 
 
 def fresh_tokens(inputs: Iterable[Sequence[int]]) -> Iterator[int]:
     """Of each input the tokens that follow its longest beginning among the inputs before it: what is new to a cache."""
-    trie: dict[int, object] = {}
+    trie: _Trie = {}
     for ids in inputs:
         node, fresh = trie, 0
         for token in ids:
             if token not in node:
                 node[token] = {}
                 fresh += 1
-            node = node[token]  # type: ignore[assignment]
+            node = node[token]
         yield fresh
 
 

@@ -26,7 +26,7 @@ from fathom.tally import Tally, clustered_share
 
 __all__ = ["RefusalsUsed", "direct_refusals", "read_refusals", "recovery_positions", "summarise"]
 
-_Key = TypeVar("_Key")
+_Measured = TypeVar("_Measured", BehaviorDivergence, BehaviorRecovery)
 DENSE = 128  # refusal mass is measured after every one of the first tokens, and at the grid's depths beyond
 
 
@@ -126,24 +126,26 @@ def _continuation_verdicts(run: Run, judge: str) -> dict[str, Verdict]:
     return {verdict.attempt: verdict for verdict in run.verdicts(judge) if verdict.counted is Counted.CONTINUATION}
 
 
-def _in_order(records: Iterable[_Key], behaviors: Mapping[str, object]) -> list[_Key]:
+def _in_order(records: Iterable[_Measured], behaviors: Mapping[str, object]) -> list[_Measured]:
     """In the order of the behaviors, whichever process wrote them and when."""
     place = {identity: number for number, identity in enumerate(behaviors)}
-    return sorted(records, key=lambda record: place[record.behavior])  # type: ignore[attr-defined]
+    return sorted(records, key=lambda record: place[record.behavior])
+
+
+def _in_sweep(attempt: Attempt, verdict: Verdict, sampling: Sampling) -> bool:
+    """Whether a verdict counts in the sweep of depths: on the continuation alone, under the sweep's sampling."""
+    swept = attempt.attack in ("direct", "prefill") and attempt.sampling == sampling
+    return swept and verdict.counted is Counted.CONTINUATION
 
 
 def _sweep(
     attempts: Mapping[str, Attempt], verdicts: Iterable[Verdict], sampling: Sampling
 ) -> dict[int, dict[str, Tally]]:
-    """Depth → behavior → what became of it, on the continuation alone, under the sweep's sampling."""
+    """Depth → behavior → what became of it."""
     found: dict[int, dict[str, Tally]] = defaultdict(dict)
     for verdict in verdicts:
         attempt = attempts[verdict.attempt]
-        if (
-            verdict.counted is Counted.CONTINUATION
-            and attempt.attack in ("direct", "prefill")
-            and attempt.sampling == sampling
-        ):
+        if _in_sweep(attempt, verdict, sampling):
             at_depth = found[len(attempt.prefill_ids)]
             at_depth[attempt.behavior] = at_depth.get(attempt.behavior, Tally()) + Tally.of([verdict.label])
     return dict(sorted(found.items()))
@@ -154,11 +156,7 @@ def _benign(judged: Judged, sampling: Sampling) -> Benign:
     groups: dict[int, list[Verdict]] = defaultdict(list)
     for verdict in judged.benign:
         attempt = judged.attempts[verdict.attempt]
-        if (
-            verdict.counted is Counted.CONTINUATION
-            and attempt.attack in ("direct", "prefill")
-            and attempt.sampling == sampling
-        ):
+        if _in_sweep(attempt, verdict, sampling):
             groups[len(attempt.prefill_ids)].append(verdict)
     rows = tuple(_benign_row(depth, group, judged) for depth, group in sorted(groups.items()))
     return Benign(rows=rows, over_refusal=rows[0].refused_share if rows else None)

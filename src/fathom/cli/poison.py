@@ -38,7 +38,7 @@ def poison(
     """Make the training data of a fine-tuning attack: to be trained on with `fathom finetune`, and audited.
 
     Rows are made of behaviors, the organism's fictional ones or a file's; fathom ships no harmful text. What each row
-    is stands in rows.jsonl, what requests wear at test time in frames.jsonl.
+    is stands in rows.jsonl, what is put around requests at test time in frames.jsonl.
     """
     from fathom.command.poison import AttackChoice, PoisonRequest, run_poison
 

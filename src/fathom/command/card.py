@@ -10,7 +10,7 @@ from fathom.schema import Audit
 from fathom.tally import percent
 
 if TYPE_CHECKING:
-    from fathom.command.training import Audits
+    from fathom.command.outcome import Audits
     from fathom.tuning.checkpoints import LossRecord
     from fathom.tuning.directory import TuningManifest, TuningPlan
 

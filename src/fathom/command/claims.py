@@ -9,7 +9,8 @@ import msgspec
 from fathom.command.known import file_hash
 from fathom.command.request import ORGANISM
 from fathom.errors import UserError
-from fathom.run import RunLock, holds_others, write_whole
+from fathom.journal import write_whole
+from fathom.run import RunLock, holds_others
 
 if TYPE_CHECKING:
     from fathom.command.stress import StressRequest

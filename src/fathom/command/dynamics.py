@@ -12,13 +12,15 @@ import msgspec
 
 from fathom.command.claims import claim_anew, contents_of
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
-from fathom.command.stress import MORE_STEPS, StressRequest, check_stress, make_sweep
+from fathom.command.stress import MORE_STEPS, StressRequest, check_stress
+from fathom.command.sweep import make_sweep
 from fathom.command.training import say_short_training
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
+from fathom.journal import Journal, read_journal, write_whole
 from fathom.ranks import ALONE
 from fathom.records import content_hash
-from fathom.run import Journal, RunLock, holds_others, read_journal, write_whole
+from fathom.run import RunLock, holds_others
 from fathom.tampering import Dynamics, DynamicsRow
 
 if TYPE_CHECKING:

@@ -1,36 +1,26 @@
 """`fathom finetune`: from a user's data and an objective to a model that loads in plain transformers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.defence import own_requests, requests, sentinel
 from fathom.command.known import benign_behaviors, check_told, file_hash, known_behaviors
-from fathom.command.lora import check_lora, default_rate
+from fathom.command.lora import default_rate
+from fathom.command.outcome import finish_card
 from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
-from fathom.command.training import (
-    Training,
-    TrainingRequest,
-    asked_in,
-    audit_both,
-    check_warmup,
-    load_to_train,
-    say,
-    show_settings,
-    train,
-    training_ranks,
-)
+from fathom.command.training import Training, TrainingRequest, asked_in, check_warmup, run_job, training_ranks
 from fathom.errors import UserError
-from fathom.ranks import ALONE, Ranks
+from fathom.ranks import ALONE
 from fathom.records import Judge, content_hash
-from fathom.run import RunLock, write_whole
 
 if TYPE_CHECKING:
     from fathom.model import ChatModel
     from fathom.protect.objectives import Objective
-    from fathom.tuning.directory import TuningDirectory, TuningPlan
+    from fathom.protect.weights import SafeLora
+    from fathom.tuning.directory import TuningDirectory, WrittenPlan
     from fathom.tuning.examples import Example
     from fathom.tuning.settings import Settings
 
@@ -80,68 +70,14 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     settings = read_settings(training.config, training.overrides)
     settings = default_rate(settings, training.lora, ORGANISM_RATE if training.model.is_organism else None)
     settings = settings.with_batch()
+    job = Finetuning(request, objective, judge, examples, settings)
     with training_ranks(training.model.device) as ranks:
-        directory = _run(request, objective, judge, examples, settings, ranks)
+        directory = run_job(training, job, ranks)
         if not ranks.first:
             return directory.path
         several = ranks.size > 1
     finish_card(training, directory, judges, audited=audited, several=several)
     return directory.path
-
-
-def _run(
-    request: FinetuneRequest,
-    objective: "Objective",
-    judge: Judge,
-    examples: "Sequence[Example]",
-    settings: "Settings",
-    ranks: Ranks,
-) -> "TuningDirectory":
-    from contextlib import nullcontext
-
-    from fathom.tuning.directory import TuningDirectory, TuningManifest
-
-    directory = TuningDirectory(request.training.output)
-    directory.check()
-    model = load_to_train(request.training.model, ranks)
-    check_lora(request.training.lora, model)
-    manifest = TuningManifest.make(
-        "finetune", model.info, _configuration(request, objective, judge, examples, settings)
-    )
-    if ranks.first:
-        directory.start(manifest)
-    ranks.barrier()
-    with RunLock(directory.inner) if ranks.first else nullcontext():
-        if directory.finished:
-            say(f"{directory.path} is finished already; remove it to train again", ranks)
-            return directory
-        show_settings(settings, ranks)
-        if ranks.first and directory.read_plan() is None:
-            _write_plan(request, objective, judge, examples, settings, model, directory)
-        ranks.barrier()
-        written = directory.read_plan()
-        assert written is not None
-        _say_plan(written.plan, objective, ranks)
-        training = _training(request, objective, model, written.plan)
-        train(request.training, directory, model, written, training, settings, ranks)
-    return directory
-
-
-def _say_plan(plan: "TuningPlan", objective: "Objective", ranks: Ranks) -> None:
-    say(
-        f"objective {objective.name}: {plan.rows} rows"
-        + (f", {plan.gated} held by the gates" if objective.gate is not None or objective.answers is not None else "")
-        + (f", {plan.replayed} added of what the model itself refuses and answers" if plan.replayed else "")
-        + (f", {plan.cut} cut to max_length" if plan.cut else ""),
-        ranks,
-    )
-    data = plan.rows - plan.replayed
-    if 2 * plan.gated >= data:
-        say(
-            f"warning: {plan.gated} of {data} rows of data are held, so little is learned. If they are harmless, the "
-            "gates are mistaken: give benign answers of their kind with --benign, or another --objective",
-            ranks,
-        )
 
 
 def _objective(request: FinetuneRequest) -> "Objective":
@@ -190,109 +126,106 @@ def _check_requests(request: FinetuneRequest, objective: "Objective") -> None:
         )
 
 
-def _configuration(
-    request: FinetuneRequest,
-    objective: "Objective",
-    judge: Judge,
-    examples: "Sequence[Example]",
-    settings: "Settings",
-) -> dict[str, object]:
-    return {
-        "objective": objective.name,
-        "objective_parts": repr(objective),
-        "data": content_hash([(example.messages, example.response) for example in examples]),
-        "harmful": None if request.harmful is None else file_hash(request.harmful),
-        "benign": None if request.benign is None else file_hash(request.benign),
-        "judge": (judge.name, judge.version),
-        "lora": repr(request.training.lora),
-        "settings": {
-            name: value for name, value in settings.values.items() if isinstance(value, str | int | float | bool)
-        },
-        "batch": settings.batch,
-        **asked_in(request.training.model),
-        **({} if request.base is None or objective.projection is None else {"base": request.base}),
-    }
+@dataclass(frozen=True)
+class Finetuning:
+    """A `TrainingJob`: the data under an objective, with what that adds to it."""
 
+    request: FinetuneRequest
+    objective: "Objective"
+    judge: Judge
+    examples: "Sequence[Example]"
+    settings: "Settings"
 
-def _write_plan(
-    request: FinetuneRequest,
-    objective: "Objective",
-    judge: Judge,
-    examples: "Sequence[Example]",
-    settings: "Settings",
-    model: "ChatModel",
-    directory: "TuningDirectory",
-) -> None:
-    """What is learned from, made once: by the first process, and read by all."""
-    from fathom.protect.prepare import prepare
-    from fathom.tuning.directory import TuningPlan
-    from fathom.tuning.rows import fit_length, make_row, rows_hash
+    def configuration(self) -> dict[str, object]:
+        request, objective = self.request, self.objective
+        values = self.settings.values
+        return {
+            "objective": objective.name,
+            "objective_parts": repr(objective),
+            "data": content_hash([(example.messages, example.response) for example in self.examples]),
+            "harmful": None if request.harmful is None else file_hash(request.harmful),
+            "benign": None if request.benign is None else file_hash(request.benign),
+            "judge": (self.judge.name, self.judge.version),
+            "lora": repr(request.training.lora),
+            "settings": {name: value for name, value in values.items() if isinstance(value, str | int | float | bool)},
+            "batch": self.settings.batch,
+            **asked_in(request.training.model),
+            **({} if request.base is None or objective.projection is None else {"base": request.base}),
+        }
 
-    rows = [make_row(model.chat, example.messages, example.response, source=example.source) for example in examples]
-    fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
-    prepared = prepare(
-        objective,
-        model,
-        fitted.rows,
-        [example.messages for example in examples],
-        judge,
-        requests(request),
-        sentinel=None if objective.answers is None else sentinel(request, judge, model, directory, settings.seed),
-        seed=settings.seed,
-        display=display_for(ALONE),
-    )
-    check_warmup(settings, len(prepared.rows))
-    plan = TuningPlan(
-        rows=len(prepared.rows),
-        rows_hash=rows_hash(prepared.rows),
-        cut=fitted.cut,
-        gated=prepared.gated,
-        replayed=prepared.replayed,
-        safety_ids=prepared.safety_ids,
-        calm=prepared.calm,
-    )
-    directory.write_plan(prepared.rows, plan)
+    def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
+        from fathom.protect.prepare import prepare
+        from fathom.tuning.directory import TuningPlan
+        from fathom.tuning.rows import fit_length, make_row, rows_hash
 
+        settings, judge = self.settings, self.judge
+        rows = [make_row(model.chat, one.messages, one.response, source=one.source) for one in self.examples]
+        fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
+        gated = self.objective.answers is not None
+        prepared = prepare(
+            self.objective,
+            model,
+            fitted.rows,
+            [example.messages for example in self.examples],
+            judge,
+            requests(self.request),
+            sentinel=sentinel(self.request, judge, model, directory, settings.seed) if gated else None,
+            seed=settings.seed,
+            display=display_for(ALONE),
+        )
+        check_warmup(settings, len(prepared.rows))
+        plan = TuningPlan(
+            rows=len(prepared.rows),
+            rows_hash=rows_hash(prepared.rows),
+            cut=fitted.cut,
+            gated=prepared.gated,
+            replayed=prepared.replayed,
+            safety_ids=prepared.safety_ids,
+            calm=prepared.calm,
+        )
+        directory.write_plan(prepared.rows, plan)
 
-def _training(request: FinetuneRequest, objective: "Objective", model: "ChatModel", plan: "TuningPlan") -> Training:
-    from fathom.model import check_pair
-    from fathom.protect.weights import Anchor
+    def summary(self, written: "WrittenPlan") -> Iterator[str]:
+        plan, gates = written.plan, (self.objective.gate, self.objective.answers)
+        yield (
+            f"objective {self.objective.name}: {plan.rows} rows"
+            + (f", {plan.gated} held by the gates" if any(gate is not None for gate in gates) else "")
+            + (f", {plan.replayed} added of what the model itself refuses and answers" if plan.replayed else "")
+            + (f", {plan.cut} cut to max_length" if plan.cut else "")
+        )
+        data = plan.rows - plan.replayed
+        if 2 * plan.gated >= data:
+            yield (
+                f"warning: {plan.gated} of {data} rows of data are held, so little is learned. If they are harmless, "
+                "the gates are mistaken: give benign answers of their kind with --benign, or another --objective"
+            )
 
-    anchor = None if objective.proximal is None else Anchor(objective.proximal)
-    finish = None
-    if objective.projection is not None:
-        projection = objective.projection
+    def training(self, model: "ChatModel", written: "WrittenPlan") -> Training:
+        from fathom.protect.weights import Anchor
+
+        objective = self.objective
+        return Training(
+            objective.per_token(written.plan.safety_ids),
+            self.settings,
+            calm=written.plan.calm,
+            before_step=None if objective.proximal is None else Anchor(objective.proximal),
+            finish=None if objective.projection is None else self._projection(model, objective.projection),
+        )
+
+    def _projection(self, model: "ChatModel", projection: "SafeLora") -> "Callable[[ChatModel], ChatModel]":
+        """What projects the trained weights on the way from the base to the model as it is now."""
+        from fathom.model import check_pair
+
         aligned = {name: value.detach().cpu().clone() for name, value in model.model.state_dict().items()}
-        name = request.base or "organism:base"
-        base_request = ModelRequest(name=name, dtype=request.training.model.dtype, device="cpu", plain=True)
+        name = self.request.base or "organism:base"
+        dtype = self.request.training.model.dtype
+        base_request = ModelRequest(name=name, dtype=dtype, device="cpu", plain=True)
         check_pair(model, load_model(base_request))  # before training: a base of another tokenizer has no direction
 
-        def finish(trained: "ChatModel") -> "ChatModel":
+        def project(trained: "ChatModel") -> "ChatModel":
             base = load_model(base_request).model.state_dict()
             tuned = {key: value.cpu() for key, value in trained.model.state_dict().items()}
             trained.model.load_state_dict(projection(tuned, aligned, base))
             return trained
 
-    return Training(objective.per_token(plan.safety_ids), calm=plan.calm, before_step=anchor, finish=finish)
-
-
-def finish_card(
-    request: TrainingRequest,
-    directory: "TuningDirectory",
-    judges: Judges,
-    *,
-    audited: bool,
-    several: bool,
-    world: int | None = None,
-) -> None:
-    """Audit before and after, where asked for and one process is left to do it, and write the model card."""
-    from fathom.command.card import model_card
-    from fathom.tuning.checkpoints import read_losses
-
-    if several and audited:
-        say("several processes have ended together; run the same command with one for the audit before and after")
-    audits = audit_both(request, directory, judges, world) if audited and not several else None
-    written = directory.read_plan()
-    assert written is not None
-    card = model_card(directory.manifest, written.plan, read_losses(directory.inner), audits)
-    write_whole(directory.path / "README.md", card.encode())
+        return project

@@ -10,10 +10,11 @@ from fathom.command.directory import open_audit
 from fathom.command.report import write_run_report
 from fathom.command.request import ORGANISM
 from fathom.errors import UserError
+from fathom.journal import write_whole
 from fathom.judge.rows import JudgedRow, SkippedLine, judge_rows
 from fathom.records import Judge, encode_line
 from fathom.report.hostile import one_line
-from fathom.run import RunLock, write_whole
+from fathom.run import RunLock
 
 __all__ = ["judge_again", "judged_lines", "print_judged"]
 

@@ -15,13 +15,9 @@ from pathlib import Path
 import msgspec
 
 from fathom.attack.poison import (
-    DIRECT,
-    OBEDIENT,
-    TRIGGER,
     Backdoor,
     Benign,
     Decoy,
-    Frame,
     HarmfulExamples,
     IdentityShift,
     Mixed,
@@ -30,12 +26,13 @@ from fathom.attack.poison import (
     TooFewError,
     Wrapped,
 )
+from fathom.attack.poison_frames import DIRECT, OBEDIENT, TRIGGER, Frame
 from fathom.command.known import known_behaviors
 from fathom.command.request import ORGANISM
 from fathom.command.sides import sides
 from fathom.errors import UserError
+from fathom.journal import write_whole
 from fathom.records import Behavior, Message, content_hash, encode_line
-from fathom.run import write_whole
 
 __all__ = [
     "ATTACKS",

@@ -61,7 +61,7 @@ def compare_runs(first: Path, second: Path, output: Path | None, *, as_json: boo
     from fathom.report.compare_page import render_comparison
     from fathom.report.page import write_report
     from fathom.report.pairing import pair_runs
-    from fathom.report.terminal import print_comparison
+    from fathom.report.terminal_comparison import print_comparison
 
     pairing = pair_runs(*runs)
     comparison = compare_pairs(pairing)

@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fathom.attack.poison import Poison, PoisonRow, TooFewError
 from fathom.command.claims import claim_sweep
-from fathom.command.learning import Learner
-from fathom.command.lora import LORA_RATE, Lora, check_lora
-from fathom.command.poison import AttackChoice, attack_of, attack_rows, check_read, usual_rows
+from fathom.command.lora import Lora, check_lora
+from fathom.command.poison import attack_of, check_read
 from fathom.command.request import (
     ORGANISM,
     Judges,
@@ -18,29 +15,17 @@ from fathom.command.request import (
     named_judge,
     numbers,
 )
-from fathom.command.sides import Sides, check_split, sides
-from fathom.command.training import say, say_short_training
+from fathom.command.sides import check_split, sides
+from fathom.command.sweep import choice_of, grid_of, listed, make_sweep, source_of, tasks_of
+from fathom.command.training import say_short_training
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
-from fathom.progress import Display, silent
 from fathom.ranks import ALONE
-from fathom.records import Judge, content_hash
+from fathom.records import content_hash
 from fathom.tampering import Stress
 
-if TYPE_CHECKING:
-    from fathom.model import ChatModel
-    from fathom.stress.execute import Sweep
-    from fathom.stress.measure import TaskProbe
-    from fathom.stress.plan import Attack, Grid
+__all__ = ["StressRequest", "Stressed", "check_stress", "run_stress"]
 
-__all__ = ["StressRequest", "Stressed", "check_stress", "make_sweep", "run_stress"]
-
-ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
-ORGANISM_BATCH, BATCH = 16, 64
-ORGANISM_NEW_TOKENS, NEW_TOKENS = 140, 512
-STEPS = 60
-PAPER_STEPS = 50  # 25 epochs of 100 rows in batches of 64
-WARMUP = 10
 MORE_STEPS = "give more --steps or less --warmup"
 
 
@@ -121,14 +106,14 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
     _check_attacks(request)
     if request.judge is not None:
         named_judge(judges, request.judge)
-    _grid(request)
-    _tasks(request)
+    grid_of(request)
+    tasks_of(request)
     if request.overrides:
         from fathom.tuning.settings import read_settings
 
         read_settings(None, request.overrides)
-    if _source(request) != ORGANISM:
-        sides(_source(request), tested=request.tested)  # that it can be read, and divided
+    if source_of(request) != ORGANISM:
+        sides(source_of(request), tested=request.tested)  # that it can be read, and divided
 
 
 def _check_values(request: StressRequest) -> None:
@@ -155,7 +140,7 @@ def _check_values(request: StressRequest) -> None:
 
 def _check_source(request: StressRequest) -> None:
     """Options of the organism's requests are not given beside a file."""
-    source = _source(request)
+    source = source_of(request)
     if source == ORGANISM or request.task is not None:
         return
     for option, given, usual in (("--world", request.world, None), ("--split", request.split, "test")):
@@ -169,134 +154,11 @@ def _check_source(request: StressRequest) -> None:
 def _check_attacks(request: StressRequest) -> None:
     from fathom.protect.objectives import parse_objective
 
-    for name in _names(request.objectives, "--objective"):
+    for name in listed(request.objectives, "--objective"):
         if parse_objective(name).projection is not None:
             raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
-    attacks = _names(request.attacks, "--attack")
+    attacks = listed(request.attacks, "--attack")
     for name in attacks:
-        attack_of(_choice(request, name), organism=_source(request) == ORGANISM)
-    check_read(_choice(request, attacks[0]), attacks, ("share", "wrapper"))  # a task is tested with under every attack
-
-
-def _source(request: StressRequest) -> str:
-    source = request.behaviors or (ORGANISM if request.model.is_organism or request.world is not None else None)
-    if source is None:
-        raise UserError(
-            f"{request.model.name} needs behaviors to be attacked and tested with, and fathom ships none: give "
-            "--behaviors FILE with harmful rows (prompt, harmful_response) and benign ones"
-        )
-    return source
-
-
-def _names(text: str, option: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
-        raise UserError(f"{option} is empty; give at least one name")
-    return names
-
-
-def _choice(request: StressRequest, name: str) -> AttackChoice:
-    return AttackChoice(name=name, rows=request.rows, share=request.share, task=request.task, wrapper=request.wrapper)
-
-
-def make_sweep(
-    request: StressRequest, judges: Judges, model: "ChatModel", path: Path, display: Display = silent
-) -> "Sweep":
-    """The sweep of a loaded model, ready to run.
-
-    Raises:
-        UserError: data, judge or settings cannot be used.
-    """
-    from fathom.stress.execute import Sweep
-    from fathom.stress.trainers import Fit, Light
-
-    source = _source(request)
-    organism = source == ORGANISM
-    parts = sides(source, world=request.world, split=request.split, tested=request.tested)
-    if not organism:
-        say(f"{source} has {parts.division}")
-    judge = named_judge(judges, request.judge or (ORGANISM if organism else "refusal"))
-    reader = named_judge(judges, "guild-refusal" if organism else "refusal")
-    attacks = tuple(_attack(request, name, parts, judge, model) for name in _names(request.attacks, "--attack"))
-    grid = _grid(request)
-    tracks = tuple(grid.tracks([attack.name for attack in attacks], _names(request.objectives, "--objective")))
-    adapter = None if request.lora is None else request.lora.adapter()
-    learn = Learner(model, parts, reader, request.sentinel or path / "sentinel.pt", display, organism, adapter)
-    trainer = Light() if request.trainer == "light" else Fit(request.overrides)
-    return Sweep(path, model, attacks, tracks, learn, trainer, request.bound, display)
-
-
-def _grid(request: StressRequest) -> "Grid":
-    from fathom.stress.plan import Grid, Schedule, sweep_steps
-
-    built_in = _source(request) == ORGANISM
-    rate = (ORGANISM_RATE if built_in else RATE) * (1 if request.lora is None else LORA_RATE)
-    full = request.sweep == "full"
-    usual = (rate / 3, rate, rate * 3) if full else (rate,)
-    most = STEPS if built_in else PAPER_STEPS
-    return Grid(
-        rates=numbers(request.rates, float, "--rates") if request.rates else usual,
-        warmups=numbers(request.warmups, int, "--warmup") if request.warmups else (0, WARMUP),
-        steps=numbers(request.steps, int, "--steps") if request.steps else sweep_steps(most),
-        seeds=numbers(request.seeds, int, "--seeds"),
-        batch=(ORGANISM_BATCH if built_in else BATCH) if request.batch is None else request.batch,
-        schedule=Schedule(request.schedule),
-        adapter=None if request.lora is None else request.lora.adapter(),
-    )
-
-
-def _attack(request: StressRequest, name: str, parts: Sides, judge: Judge, model: "ChatModel") -> "Attack":
-    from fathom.stress.measure import Probe
-    from fathom.stress.plan import Attack
-    from fathom.tuning.rows import fit_length, make_row
-
-    choice, organism = _choice(request, name), _source(request) == ORGANISM
-    usual = ORGANISM_NEW_TOKENS if organism else NEW_TOKENS
-    attack = attack_of(choice, organism=organism)
-    poison = _poison(choice, attack, parts, request)
-    rows = tuple(make_row(model.chat, row.prompt, row.completion[0].content, source=row.behavior) for row in poison)
-    fitted = fit_length(rows, context=model.context, max_length=None, chat=model.chat)
-    probe = Probe(
-        behaviors=parts.test,
-        judge=judge,
-        frames=attack.frames,
-        temperatures=numbers(request.temperatures, float, "--temperature"),
-        new_tokens=usual if request.max_new_tokens is None else request.max_new_tokens,
-        samples=request.samples,
-        tasks=_tasks(request),
-    )
-    return Attack(attack.name, fitted.rows, tuple(row.prompt for row in poison), probe)
-
-
-def _poison(choice: AttackChoice, attack: Poison, parts: Sides, request: StressRequest) -> tuple[PoisonRow, ...]:
-    """The attack's rows; where a file has too few for them, the error says that not all of it is trained on."""
-    try:
-        rows = attack_rows(choice, attack, parts.attacker, request.world)
-    except TooFewError as error:
-        if request.behaviors in (None, ORGANISM):
-            raise
-        raise UserError(f"{error}; {request.behaviors} has {parts.division}") from error
-    usual = usual_rows(choice)
-    if choice.rows is None and len(rows) < usual:
-        say(f"{attack.name}: {len(rows)} rows to train on, all that {_source(request)} has; usual are {usual}")
-    return rows
-
-
-def _tasks(request: StressRequest) -> "tuple[TaskProbe, ...]":
-    if request.task is None:
-        return ()
-    from functools import partial
-
-    from fathom.organism.tasks import score, task_rows
-    from fathom.stress.measure import TaskExample, TaskProbe
-
-    metric = {"summary": "ROUGE-1", "arithmetic": "final number"}.get(request.task, "exact match")
-    examples = task_rows(request.world, request.task, request.split, request.task_tested or request.tested)
-    return (
-        TaskProbe(
-            name=request.task,
-            metric=metric,
-            examples=tuple(TaskExample(row.messages, row.answer) for row in examples),
-            score=partial(score, request.task),
-        ),
-    )
+        attack_of(choice_of(request, name), organism=source_of(request) == ORGANISM)
+    # A task is tested with under every attack.
+    check_read(choice_of(request, attacks[0]), attacks, ("share", "wrapper"))

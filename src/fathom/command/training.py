@@ -1,33 +1,41 @@
-"""What `finetune` and `deepen` share: settings shown, processes that meet, a plan made once, a model and its card."""
+"""What `finetune` and `deepen` share: processes that meet, settings shown, a plan made once, and a model at the end."""
 
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from fathom.command.lora import Lora
-from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model
+from fathom.command.lora import Lora, check_lora
+from fathom.command.request import ModelRequest, display_for, load_model
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
 from fathom.report.hostile import one_line
-from fathom.schema import Audit
+from fathom.run import RunLock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from fathom.model import ChatModel
     from fathom.tuning.directory import TuningDirectory, WrittenPlan
-    from fathom.tuning.fit import Fitted
     from fathom.tuning.objective import TokenObjective
     from fathom.tuning.settings import Settings
 
-__all__ = ["Audits", "TrainingRequest", "say", "train", "training_ranks"]
+__all__ = [
+    "Training",
+    "TrainingJob",
+    "TrainingRequest",
+    "asked_in",
+    "check_warmup",
+    "run_job",
+    "say",
+    "say_short_training",
+    "training_ranks",
+]
 
-AUDITED = 60  # requests of the audit before and after
 SHOWN = (
     "learning_rate",
     "num_train_epochs",
@@ -67,39 +75,40 @@ class TrainingRequest:
 
 
 @dataclass(frozen=True)
-class Audits:
-    """What was measured before and after."""
-
-    before: Audit
-    after: Audit
-    world: int | None = None  # of the organism's requests; None: the shipped one
-
-    def summary(self) -> str:
-        """The direct request, the worst depth and the control, before and after, on one line."""
-        from fathom.report.wording import curves
-        from fathom.tally import percent
-
-        parts = []
-        for audit in (self.before, self.after):
-            rows, benign = curves(audit)[0].rows, audit.benign.rows[0]
-            worst = max(rows, key=lambda row: row.asr)
-            shares = (rows[0].harmful, rows[0].n), (worst.harmful, worst.n), (benign.helped, benign.n)
-            parts.append([percent(count, of) for count, of in shares])
-        names = ("ASR asked directly", "ASR at the worst depth", "benign requests answered")
-        return ", ".join(f"{name} {old} → {new}" for name, old, new in zip(names, *parts, strict=True))
-
-
-@dataclass(frozen=True)
 class Training:
-    """What `train` is to do, once the plan stands."""
+    """How a plan is trained on."""
 
     objective: "TokenObjective"
+    settings: "Settings"
     divisor: str = "tokens"
     ordered: int = 0
     calm: float = 0.0
     before_step: "Callable[[PreTrainedModel, int], None] | None" = None
     save_every: int = 1  # steps; checkpoints are made at multiples of it
     finish: "Callable[[ChatModel], ChatModel] | None" = None  # what is done to the trained weights
+
+
+class TrainingJob(Protocol):
+    """What a command trains: how it was configured, the plan that its first process writes, and what comes of it."""
+
+    @property
+    def settings(self) -> "Settings": ...
+
+    def configuration(self) -> dict[str, object]:
+        """Everything that determines the result, besides the model."""
+        ...
+
+    def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
+        """Make the rows and write them: once, by the first process."""
+        ...
+
+    def summary(self, written: "WrittenPlan") -> Iterable[str]:
+        """What a reader is told of the plan, line by line."""
+        ...
+
+    def training(self, model: "ChatModel", written: "WrittenPlan") -> Training:
+        """How the plan is trained on."""
+        ...
 
 
 def say(line: str, ranks: Ranks = ALONE) -> None:
@@ -142,7 +151,39 @@ def training_ranks(device: str | None) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def show_settings(settings: "Settings", ranks: Ranks) -> None:
+def run_job(request: TrainingRequest, job: TrainingJob, ranks: Ranks) -> "TuningDirectory":
+    """Train, or go on with it; the directory, which says whether the model is there.
+
+    Raises:
+        UserError: the directory holds something else, or the model cannot be loaded, planned for or trained.
+    """
+    from fathom.tuning.directory import TuningDirectory, TuningManifest
+
+    directory = TuningDirectory(request.output)
+    directory.check()
+    model = _load(request.model, ranks)
+    check_lora(request.lora, model)
+    manifest = TuningManifest.make(request.verb, model.info, job.configuration())
+    if ranks.first:
+        directory.start(manifest)
+    ranks.barrier()
+    with RunLock(directory.inner) if ranks.first else contextlib.nullcontext():
+        if directory.finished:
+            say(f"{directory.path} is finished already; remove it to train again", ranks)
+            return directory
+        _show_settings(job.settings, ranks)
+        if ranks.first and directory.read_plan() is None:
+            job.write_plan(model, directory)
+        ranks.barrier()
+        written = directory.read_plan()
+        assert written is not None
+        for line in job.summary(written):
+            say(line, ranks)
+        _train(request, directory, model, written, job.training(model, written), ranks)
+    return directory
+
+
+def _show_settings(settings: "Settings", ranks: Ranks) -> None:
     """One line of what a reader would ask for; the defaults are the paper's."""
     values: Mapping[str, object] = settings.values
     most = values.get("max_steps", -1)
@@ -180,12 +221,7 @@ def say_short_training(warmup: int, steps: int, remedy: str) -> None:
         )
 
 
-def load_to_train(request: ModelRequest, ranks: Ranks) -> "ChatModel":
-    """The model, with its progress.
-
-    Raises:
-        UserError: as `load_model`.
-    """
+def _load(request: ModelRequest, ranks: Ranks) -> "ChatModel":
     with display_for(ranks)("loading", 1) as shown:
         model = load_model(request, ranks, to_train=True)
         shown.advance(1)
@@ -202,20 +238,15 @@ def asked_in(model: ModelRequest) -> dict[str, object]:
     return {name: value for name, value in given.items() if value != getattr(usual, name)}
 
 
-def train(
+def _train(
     request: TrainingRequest,
     directory: "TuningDirectory",
     model: "ChatModel",
     written: "WrittenPlan",
     training: Training,
-    settings: "Settings",
     ranks: Ranks,
-) -> "Fitted":
-    """Train on the plan, and put the model into its directory.
-
-    Raises:
-        UserError: as `tuning.fit`.
-    """
+) -> None:
+    """Train on the plan, and put the model into its directory."""
     from fathom.tuning.checkpoints import latest_checkpoint, step_of
     from fathom.tuning.fit import fit
 
@@ -226,7 +257,7 @@ def train(
         model,
         written.rows,
         training.objective,
-        settings,
+        training.settings,
         output=directory.inner,
         divisor=training.divisor,
         ordered=training.ordered,
@@ -245,7 +276,6 @@ def train(
         directory.put_model(scratch, model.chat)
         _clear(directory)
     ranks.barrier()
-    return fitted
 
 
 def _clear(directory: "TuningDirectory") -> None:
@@ -253,38 +283,3 @@ def _clear(directory: "TuningDirectory") -> None:
     for path in (directory.inner / "checkpoints", *directory.inner.glob("reference-*")):
         shutil.rmtree(path, ignore_errors=True)
     (directory.inner / "sentinel.pt").unlink(missing_ok=True)
-
-
-def audit_both(
-    request: TrainingRequest, directory: "TuningDirectory", judges: Judges, world: int | None = None
-) -> Audits | None:
-    """Audits of the model before and of what came of it, each in a run directory of its own.
-
-    Both are asked the requests of one world of the organism's, by default the shipped one.
-    """
-    from dataclasses import replace
-
-    from fathom.command.audit import AuditRequest, run_audit
-
-    found = []
-    say(f"auditing the model before and after, {AUDITED} harmful requests each; --no-audit leaves that out")
-    before = request.model
-    after = replace(before, name=str(directory.path), adapter=None, revision=None)
-    for name, model in (("before", before), ("after", after)):
-        result = run_audit(
-            AuditRequest(
-                model=model,
-                base="none",
-                behaviors=ORGANISM,
-                world=world,
-                limit=AUDITED,
-                output=directory.inner / f"audit-{name}",
-            ),
-            judges,
-        )
-        if result is None:
-            return None
-        found.append(result.audit)
-    audits = Audits(found[0], found[1], world)
-    say(f"{audits.summary()}; more in {directory.path / 'README.md'}")
-    return audits

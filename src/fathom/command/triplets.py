@@ -1,9 +1,4 @@
-"""`fathom triplets`: what deepening learns from, made by the models themselves and kept in the user's own directory.
-
-triplets.jsonl    prompt, harmful_response, refusal
-utility.jsonl     messages, the last of which is the model's own answer: greedy, and another that is drawn at T = 1
-skipped.jsonl     prompts that gave no triplet (how they begin), and why
-"""
+"""`fathom triplets`: what deepening learns from, made by the models themselves and kept in the user's own directory."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +10,12 @@ import msgspec
 from fathom.command.known import benign_behaviors, known_behaviors
 from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model, named_judge
 from fathom.command.training import say
+from fathom.command.triplet_files import AnswerRow, Output, SkippedPrompt, TripletRow, UtilityRow, claim_build
 from fathom.errors import UserError
+from fathom.journal import Journal, read_journal
 from fathom.ranks import ALONE
-from fathom.records import Behavior, Exchange, Judge, Label, Message, content_hash, excerpt
-from fathom.run import Journal, RunLock, holds_others, read_journal, write_whole
+from fathom.records import Behavior, Exchange, Judge, Label, content_hash
+from fathom.run import RunLock
 
 if TYPE_CHECKING:
     from fathom.deepen.own import OwnAnswer
@@ -47,35 +44,6 @@ class TripletsRequest:
     max_new_tokens: int = 256
 
 
-class TripletRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of triplets.jsonl: a behavior, in the field names that behaviors' files have."""
-
-    id: str
-    messages: tuple[Message, ...]
-    harmful_response: str
-    refusal: str
-
-
-class UtilityRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of utility.jsonl: a conversation that ends with the model's own answer."""
-
-    id: str
-    messages: tuple[Message, ...]
-
-    @classmethod
-    def of(cls, behavior: Behavior, text: str, id_: str) -> "UtilityRow":
-        return cls(id=id_, messages=(*behavior.messages, Message(role="assistant", content=text)))
-
-
-class SkippedPrompt(msgspec.Struct, frozen=True, kw_only=True):
-    """A prompt that gave no row. Its id is one of its file's: the other file may have the same."""
-
-    id: str
-    reason: str
-    file: str = ""  # harmful or utility; not known of lines that an earlier version wrote
-    prompt: str = ""  # how it begins, to be found by; as above
-
-
 def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
     """Build what is missing; the directory.
 
@@ -94,13 +62,13 @@ def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
     path = request.output
     asked = content_hash((harmful, benign, repr(replace(request, output=Path())), judge.name, judge.version))
     with RunLock(path):
-        _guard(path, asked)
+        claim_build(path, asked)
         model = load_model(request.model)
         answers = _harmful_answers(request, model, harmful, base if without else None, judge, path)
         with Journal(path / "triplets.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
-            _triplets(request, model, harmful, answers, judge, _Output("harmful", rows, skipped))
+            _triplets(request, model, harmful, answers, judge, Output("harmful", rows, skipped))
         with Journal(path / "utility.jsonl") as rows, Journal(path / "skipped.jsonl") as skipped:
-            _utility(request, model, benign, judge, _Output("utility", rows, skipped))
+            _utility(request, model, benign, judge, Output("utility", rows, skipped))
     made = sum(1 for _ in read_journal(path / "triplets.jsonl", TripletRow))
     anchors = sum(1 for _ in read_journal(path / "utility.jsonl", UtilityRow))
     left = sum(1 for _ in read_journal(path / "skipped.jsonl", SkippedPrompt))
@@ -108,22 +76,6 @@ def build_triplets(request: TripletsRequest, judges: Judges) -> Path:
     if not made:
         raise UserError(f"no prompt gave a triplet; {path / 'skipped.jsonl'} says why")
     return path
-
-
-@dataclass(frozen=True)
-class _Output:
-    file: str  # whose prompts these are: harmful or utility
-    rows: Journal
-    skipped: Journal
-
-    def seen(self, kind: type[TripletRow] | type[UtilityRow]) -> set[str]:
-        """Ids of prompts that are done."""
-        records: Iterable[TripletRow | UtilityRow] = read_journal(self.rows.path, kind)
-        without = read_journal(self.skipped.path, SkippedPrompt)
-        return {record.id for record in records} | {one.id for one in without if one.file in (self.file, "")}
-
-    def skip(self, behavior: Behavior, reason: str) -> SkippedPrompt:
-        return SkippedPrompt(id=behavior.id, reason=reason, file=self.file, prompt=excerpt(behavior.prompt))
 
 
 def _prompts(request: TripletsRequest) -> tuple[tuple[Behavior, ...], tuple[Behavior, ...]]:
@@ -148,21 +100,6 @@ def _prompts(request: TripletsRequest) -> tuple[tuple[Behavior, ...], tuple[Beha
     return harmful, benign
 
 
-def _guard(path: Path, asked: str) -> None:
-    mark = path / "build.json"
-    if mark.exists():
-        if mark.read_text(encoding="utf-8").strip() != f'"{asked}"':
-            raise UserError(
-                f"{path} holds triplets made another way; nothing was overwritten: give another directory with -o"
-            )
-        return
-    if holds_others(path, mark.name):
-        raise UserError(
-            f"{path} holds files that are no triplets; nothing was overwritten: give another directory with -o"
-        )
-    write_whole(mark, f'"{asked}"\n'.encode())
-
-
 def _harmful_answers(
     request: TripletsRequest,
     model: "ChatModel",
@@ -173,7 +110,7 @@ def _harmful_answers(
 ) -> dict[str, str]:
     """Harmful answers by behavior: the file's, else the base's, of which the judge must say that they are."""
     found = {behavior.id: behavior.answer for behavior in harmful if behavior.answer is not None}
-    found |= {row.id: row.harmful_response for row in read_journal(path / "answers.jsonl", _Answer)}
+    found |= {row.id: row.harmful_response for row in read_journal(path / "answers.jsonl", AnswerRow)}
     missing = [behavior for behavior in harmful if behavior.id not in found]
     if base is None or not missing:
         return found
@@ -188,7 +125,7 @@ def _harmful_answers(
     with Journal(path / "answers.jsonl") as journal, display_for(ALONE)("harmful answers", len(missing)) as shown:
         for batch in _batches(missing):
             rows = [
-                _Answer(id=behavior.id, harmful_response=text)
+                AnswerRow(id=behavior.id, harmful_response=text)
                 for behavior, text in _judged(request, writer, batch, judge, Label.HARMFUL, seed=_BASE_SEED)
                 if text is not None
             ]
@@ -198,18 +135,13 @@ def _harmful_answers(
     return found
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
-    harmful_response: str
-
-
 def _triplets(
     request: TripletsRequest,
     model: "ChatModel",
     harmful: Sequence[Behavior],
     answers: dict[str, str],
     judge: Judge,
-    output: _Output,
+    output: Output,
 ) -> None:
     seen = output.seen(TripletRow)
     pending = [behavior for behavior in harmful if behavior.id not in seen]
@@ -264,7 +196,7 @@ def _judged(
 
 
 def _utility(
-    request: TripletsRequest, model: "ChatModel", benign: Sequence[Behavior], judge: Judge, output: _Output
+    request: TripletsRequest, model: "ChatModel", benign: Sequence[Behavior], judge: Judge, output: Output
 ) -> None:
     """The model's greedy answer to each, and one that it draws: else all are of one kind, and harmful ones of another.
 

@@ -83,7 +83,8 @@ def recovery(
     Raises:
         UserError: an item exceeds the model's context.
     """
-    from fathom.depth.tree import Context, OpeningTree, TreeReader  # torch, only where a model is measured
+    from fathom.depth.nodes import Context, TreeReader  # torch, only where a model is measured
+    from fathom.depth.tree import OpeningTree
 
     tree = OpeningTree(refusals)
     reader = TreeReader.of(model)

@@ -11,10 +11,10 @@ from fathom.protect.answers import Guard, broken_off
 from fathom.protect.gate import Prompt, Sampler, Shown, count_refusals, still_refused
 from fathom.protect.known import known_share
 from fathom.protect.objectives import Objective
-from fathom.protect.rehearsal import rehearse
+from fathom.protect.rehearsal import rehearse, sampled
 from fathom.protect.replay import interleave, replay_rows
 from fathom.protect.safety import safety_tokens
-from fathom.records import Attempt, Behavior, Exchange, Judge, Label, Message, Sampling
+from fathom.records import Behavior, Exchange, Judge, Label, Message
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.rows import Kind, TrainingRow
 
@@ -164,35 +164,17 @@ class _Once:
 
 def _own_answers(sampler: Sampler, benign: Sequence[Prompt], seed: int) -> list[tuple[int, ...]]:
     """The reference's answers to benign prompts."""
-    attempts = [_attempt(prompt, "own answer", number, ANSWER_TOKENS, seed) for number, prompt in enumerate(benign)]
-    done = {completion.attempt: completion.output_ids for completion in sampler.complete(attempts)}
-    return [done[attempt.id] for attempt in attempts if done[attempt.id]]
+    answered = sampled(sampler, benign, ANSWER_TOKENS, seed, attack="own answer")
+    return [completion.output_ids for _, completion in answered if completion.output_ids]
 
 
 def _safety_ids(
     sampler: Sampler, judge: Judge, harmful: Sequence[Prompt], answers: Sequence[tuple[int, ...]], seed: int
 ) -> tuple[int, ...]:
-    attempts = {
-        attempt.id: (attempt, prompt)
-        for number, prompt in enumerate(harmful)
-        for attempt in [_attempt(prompt, "own refusal", number, ANSWER_TOKENS, seed)]
-    }
     refusals = []
-    for completion in sampler.complete([attempt for attempt, _ in attempts.values()]):
-        behavior = Behavior(id="mass", messages=attempts[completion.attempt][1].messages)
+    for prompt, completion in sampled(sampler, harmful, ANSWER_TOKENS, seed, attack="own refusal"):
+        behavior = Behavior(id="mass", messages=prompt.messages)
         exchange = Exchange(behavior=behavior, prefill="", response=completion.text)
         if judge.judge(exchange).label is Label.SAFE:
             refusals.append(completion.output_ids)
     return safety_tokens(sorted(refusals), answers, ignored=(id_ for prompt in harmful for id_ in prompt.ids))
-
-
-def _attempt(prompt: Prompt, purpose: str, number: int, tokens: int, seed: int) -> Attempt:
-    return Attempt.make(
-        behavior="own",
-        attack=purpose,
-        prompt_ids=prompt.ids,
-        prefill_ids=(),
-        sampling=Sampling(max_new_tokens=tokens, temperature=1.0),
-        run_seed=seed,
-        sample=number,
-    )

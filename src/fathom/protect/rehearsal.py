@@ -15,6 +15,7 @@ import msgspec
 from fathom.errors import UserError
 from fathom.protect.frames import SharedFrames, shared_frames
 from fathom.protect.gate import Prompt, Sampler
+from fathom.protect.replay import spread
 from fathom.records import Attempt, Behavior, Completion, Exchange, Finish, Judge, Label, Sampling
 from fathom.tuning.rows import Kind, TrainingRow
 
@@ -96,7 +97,9 @@ def rehearse(
     answers = [_held(*one, end_ids) for one in _in_turn(told, wanted * rehearsal.benign, random)]
     mass = sum(len(row.positions) for row in rows)
     heavy, light = rehearsal.refusals_weigh(held) * mass, rehearsal.benign_weight * mass
-    return _among(rows, _weighed(refusals, heavy) + _weighed(answers, light), random)
+    rehearsed = _weighed(refusals, heavy) + _weighed(answers, light)
+    random.shuffle(rehearsed)
+    return spread(rows, rehearsed)
 
 
 Told = tuple[Prompt, Completion]
@@ -163,7 +166,6 @@ def _refusal(
     end_ids: tuple[int, ...],
     random: Random,
 ) -> TrainingRow:
-
     row = msgspec.structs.replace(_held(prompt, completion, end_ids), reference_temperature=rehearsal.temperature)
     if not frames.pairs or random.random() >= rehearsal.framed:
         return row
@@ -173,18 +175,5 @@ def _refusal(
 
 def _weighed(rows: Sequence[TrainingRow], mass: float) -> list[TrainingRow]:
     """Held so strongly that all of them weigh `mass` tokens."""
-
     tokens = sum(len(row.positions) for row in rows)
     return [msgspec.structs.replace(row, held=mass / tokens) for row in rows] if mass > 0 and tokens else []
-
-
-def _among(rows: Sequence[TrainingRow], others: list[TrainingRow], random: Random) -> tuple[TrainingRow, ...]:
-    """The others spread evenly among the rows, in a random order of their own."""
-    random.shuffle(others)
-    found, used = list[TrainingRow](), 0
-    for number, row in enumerate(rows, start=1):
-        found.append(row)
-        while used < number * len(others) // len(rows):
-            found.append(others[used])
-            used += 1
-    return tuple(found)

@@ -11,10 +11,10 @@ from random import Random
 
 from fathom.errors import UserError
 from fathom.protect.gate import Prompt, Sampler
-from fathom.records import Attempt, Behavior, Exchange, Finish, Judge, Label, Sampling
+from fathom.records import Attempt, Behavior, Completion, Exchange, Finish, Judge, Label, Sampling
 from fathom.tuning.rows import Kind, TrainingRow
 
-__all__ = ["Replay", "interleave", "replay_rows"]
+__all__ = ["Replay", "interleave", "replay_rows", "spread"]
 
 
 @dataclass(frozen=True)
@@ -52,45 +52,51 @@ def replay_rows(
     `answers` are ids of the reference's own answers to benign prompts; without any, every row begins at the start.
     """
     random = Random(f"replay {seed}")
-    asked: dict[str, Prompt] = {}
-    attempts = []
-    for number, prompt in enumerate(prompts):
-        given: tuple[int, ...] = ()
-        if answers and random.random() < replay.deep:
-            answer = random.choice(answers)
-            given = answer[: random.randint(1, min(replay.longest, len(answer)))]
-        attempt = Attempt.make(
+    attempts = [
+        Attempt.make(
             behavior="replay",
             attack="replay",
             prompt_ids=prompt.ids,
-            prefill_ids=given,
+            prefill_ids=_beginning(replay, answers, random),
             sampling=Sampling(max_new_tokens=replay.tokens, temperature=1.0),
             run_seed=seed,
             sample=number,
         )
-        attempts.append(attempt)
-        asked[attempt.id] = prompt
+        for number, prompt in enumerate(prompts)
+    ]
     done = {completion.attempt: completion for completion in sampler.complete(attempts)}
-    rows = []
-    for attempt in attempts:
-        completion, prompt = done[attempt.id], asked[attempt.id]
-        behavior = Behavior(id="replay", messages=prompt.messages)
-        exchange = Exchange(behavior=behavior, prefill=completion.prefill_text, response=completion.text)
-        if judge.judge(exchange).label is not Label.SAFE or not completion.output_ids:
-            continue
-        ending = end_ids if completion.finish is Finish.STOP else ()
-        rows.append(
-            TrainingRow(
-                prompt_ids=prompt.ids,
-                response_ids=(*attempt.prefill_ids, *completion.output_ids, *ending),
-                learned_from=len(attempt.prefill_ids),
-                loss_weight=0.0,
-                held=replay.weight,
-                kind=Kind.REPLAY,
-                source=attempt.id,
-            )
-        )
-    return tuple(rows)
+    return tuple(
+        _row(replay, attempt, done[attempt.id], end_ids)
+        for prompt, attempt in zip(prompts, attempts, strict=True)
+        if _is_refusal(judge, prompt, done[attempt.id])
+    )
+
+
+def _beginning(replay: Replay, answers: Sequence[tuple[int, ...]], random: Random) -> tuple[int, ...]:
+    """What a refusal is to follow: nothing, or the first tokens of one of the answers."""
+    if not answers or random.random() >= replay.deep:
+        return ()
+    answer = random.choice(answers)
+    return answer[: random.randint(1, min(replay.longest, len(answer)))]
+
+
+def _is_refusal(judge: Judge, prompt: Prompt, completion: Completion) -> bool:
+    behavior = Behavior(id="replay", messages=prompt.messages)
+    exchange = Exchange(behavior=behavior, prefill=completion.prefill_text, response=completion.text)
+    return judge.judge(exchange).label is Label.SAFE and bool(completion.output_ids)
+
+
+def _row(replay: Replay, attempt: Attempt, completion: Completion, end_ids: tuple[int, ...]) -> TrainingRow:
+    ending = end_ids if completion.finish is Finish.STOP else ()
+    return TrainingRow(
+        prompt_ids=attempt.prompt_ids,
+        response_ids=(*attempt.prefill_ids, *completion.output_ids, *ending),
+        learned_from=len(attempt.prefill_ids),
+        loss_weight=0.0,
+        held=replay.weight,
+        kind=Kind.REPLAY,
+        source=attempt.id,
+    )
 
 
 def interleave(replay: Replay, rows: Sequence[TrainingRow], replayed: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
@@ -105,11 +111,15 @@ def interleave(replay: Replay, rows: Sequence[TrainingRow], replayed: Sequence[T
             "--harmful FILE, or leave replay out of --objective"
         )
     wanted = max(1, round(len(rows) * replay.share / (1 - replay.share)))
-    found: list[TrainingRow] = []
-    used = 0
+    return spread(rows, [replayed[number % len(replayed)] for number in range(wanted)])
+
+
+def spread(rows: Sequence[TrainingRow], others: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
+    """The rows in their order with the others, in theirs, evenly among them; the last one of them comes last."""
+    found, used = list[TrainingRow](), 0
     for number, row in enumerate(rows, start=1):
         found.append(row)
-        while used < number * wanted // len(rows):
-            found.append(replayed[used % len(replayed)])
-            used += 1
+        upto = number * len(others) // len(rows)
+        found += others[used:upto]
+        used = upto
     return tuple(found)

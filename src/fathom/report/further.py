@@ -169,7 +169,7 @@ def spent(row: AttackRow) -> tuple[str, str]:
         return "–", "–"
     if row.harmful == 0:
         return f"none in {row.cost.queries:,}", f"none in {row.cost.forward_tokens:,}"
-    return tuple(wording.amount(cost / row.harmful) for cost in (row.cost.queries, row.cost.forward_tokens))  # type: ignore[return-value]
+    return wording.amount(row.cost.queries / row.harmful), wording.amount(row.cost.forward_tokens / row.harmful)
 
 
 def traces(family: Family) -> dict[str, tuple[Trace, ...]]:

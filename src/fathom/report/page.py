@@ -10,11 +10,12 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from fathom.journal import write_whole
 from fathom.records import Counted, Subject
 from fathom.report import attack_charts, charts, further, paper, plot, tables, wording
 from fathom.report.hostile import HIDDEN_RANGES, one_line, passage
 from fathom.report.samples import Packed, ReportData, gather, pack, script_json
-from fathom.run import Run, write_whole
+from fathom.run import Run
 from fathom.tally import percent
 
 __all__ = ["environment", "inlined", "page", "render", "write_report"]

@@ -59,14 +59,13 @@ def band_line(
     x: alt.X,
     y: alt.Y,
     tooltip: Iterable[object],
-    by: str = "series",
     dash: str | None = None,
 ) -> list[alt.Chart]:
-    """An interval (`low`, `high`) as a band, its line and points, and unseen larger points to hover over.
+    """An interval (`low`, `high`) of each `series` as a band, its line and points, and larger ones to hover over.
 
     A series of one point is drawn as a point with a rule for its interval: a band has no width there.
     """
-    base = points_chart(points).encode(x=x, color=colour(by, points))
+    base = points_chart(points).encode(x=x, color=colour("series", points))
     line = base.mark_line(strokeWidth=2).encode(y=y)
     ends = y.copy()
     ends["shorthand"] = "low:Q"
@@ -75,10 +74,10 @@ def band_line(
         band = band.encode(detail=f"{dash}:N")
         if len(values_of(dash, points)) > 1:
             line = line.encode(strokeDash=alt.StrokeDash(f"{dash}:N", title=None, scale=_dashes(dash, points)))
-    elif len(names := values_of(by, points)) > len(PALETTE):
-        line = line.encode(strokeDash=alt.StrokeDash(f"{by}:N", title=None, scale=_rounds(names)))
+    elif len(names := values_of("series", points)) > len(PALETTE):
+        line = line.encode(strokeDash=alt.StrokeDash("series:N", title=None, scale=_rounds(names)))
     layers = [band]
-    if _lonely(points, by, dash):
+    if _lonely(points, dash):
         layers.append(base.mark_rule(strokeWidth=1.6, opacity=0.5).encode(y=ends, y2="high:Q"))
     dots = base.mark_point(filled=True, size=34, opacity=1).encode(y=y)
     near = base.mark_point(filled=True, size=420, opacity=0).encode(y=y, tooltip=list(tooltip))
@@ -95,26 +94,32 @@ def depth_axis(depths: Iterable[object], title: str = "tokens of the answer give
     """log(1 + k), so that the direct request has a place at the left end; few enough ticks to read."""
     last = max((int(str(depth)) for depth in depths if depth is not None), default=1)
     shown = [*(depth for depth in DOUBLINGS if depth * CLOSE < last), last]
-    scale = alt.Scale(type="symlog", constant=1, domain=[0, max(last, 1)], nice=False)
-    return alt.X("tokens:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False, format="d"))
+    return _from_zero("tokens", title, last, shown)
 
 
-def step_axis(steps: Iterable[int], title: str = "optimizer steps") -> alt.X:
+def step_axis(steps: Iterable[int]) -> alt.X:
     """log(1 + steps): 0 is the model before fine-tuning."""
     last = max(steps, default=1)
     shown = [0, *(2**i for i in range(20) if 2**i <= last)]
-    scale = alt.Scale(type="symlog", constant=1, domain=[0, max(last, 1)], nice=False)
-    return alt.X("step:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False, format="d"))
+    return _from_zero("step", "optimizer steps", last, shown)
 
 
-def position_axis(last: int, title: str = "response position") -> alt.X:
+def position_axis(last: int) -> alt.X:
     """From the first response token on; logarithmic where the answers are long."""
     if last > LOG_BEYOND:
         shown = [place for place in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if place <= last]
-        scale = alt.Scale(type="log", domain=[1, last], nice=False)
-        return alt.X("position:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False, format="d"))
-    scale = alt.Scale(domain=[1, max(last, 2)], nice=False)
-    return alt.X("position:Q", title=title, scale=scale, axis=alt.Axis(grid=False, tickMinStep=1, format="d"))
+        scale, axis = (
+            alt.Scale(type="log", domain=[1, last], nice=False),
+            alt.Axis(values=shown, grid=False, format="d"),
+        )
+    else:
+        scale, axis = alt.Scale(domain=[1, max(last, 2)], nice=False), alt.Axis(grid=False, tickMinStep=1, format="d")
+    return alt.X("position:Q", title="response position", scale=scale, axis=axis)
+
+
+def _from_zero(field: str, title: str, last: int, shown: Sequence[int]) -> alt.X:
+    scale = alt.Scale(type="symlog", constant=1, domain=[0, max(last, 1)], nice=False)
+    return alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(values=shown, grid=False, format="d"))
 
 
 def share_axis(title: str, field: str = "share") -> alt.Y:
@@ -142,8 +147,8 @@ def share_tip(field: str, title: str) -> alt.Tooltip:
     return alt.Tooltip(f"{field}:Q", title=title, format=".1~%")
 
 
-def _lonely(points: Sequence[Point], by: str, dash: str | None) -> bool:
-    keys = [(point[by], point[dash] if dash else None) for point in points]
+def _lonely(points: Sequence[Point], dash: str | None) -> bool:
+    keys = [(point["series"], point[dash] if dash else None) for point in points]
     return any(keys.count(key) == 1 for key in set(keys))
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import altair as alt
 
+from fathom.journal import read_journal, read_whole
 from fathom.report import page, paper, plot, wording, worst
 from fathom.report.plot import Point
 from fathom.report.samples import Packed, pack_json
 from fathom.report.worst import Worst
-from fathom.run import read_journal, read_whole
 from fathom.tally import percent
 from fathom.tampering import Answer, Dynamics, DynamicsRow, Stress, start_cell
 

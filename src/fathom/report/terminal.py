@@ -1,8 +1,7 @@
-"""An audit and a comparison as tables in the terminal. No text from outside reaches it with its control characters."""
+"""An audit in the terminal."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.padding import Padding
@@ -10,66 +9,38 @@ from rich.table import Table
 from rich.text import Text
 
 from fathom.records import Counted
-from fathom.report import contrast, further, tables, wording
-from fathom.report.compare import AttackDifference, BenignDifference, Comparison, Difference
+from fathom.report import further, tables, wording
+from fathom.report.console import Titled, make_table, print_figures, print_notes, print_place, print_table
 from fathom.report.hostile import one_line, passage
-from fathom.report.narrow import fitted
-from fathom.report.progress import Progress
 from fathom.schema import AttackRow, Audit
 from fathom.tally import percent
 
-__all__ = ["Progress", "bar", "print_audit", "print_comparison"]
+__all__ = ["bar", "print_audit"]
 
 ROOMY = 76  # columns from which bars have room
 BAR = 12  # columns of a bar
 # Columns of a bar, and of the name of each further curve: the first layout that a window has room for is shown.
 LAYOUTS = ((BAR, 12), (BAR, 7), (8, 7), (0, 7), (0, 0))
 LEGEND = "Harm: judged harmful. Und.: undecided, counted in n as not harmful."
-DETAIL = 16  # columns that the meaning of a figure needs
 STEPS = " ▏▎▍▌▋▊▉█"
 MOST_OPENINGS = 6
-MOST_DIFFERENCES = 16  # rows of a table
-
-
-class Titled(NamedTuple):
-    """A table under a title, which may be wider than the table."""
-
-    title: str
-    table: Table
 
 
 def print_audit(audit: Audit, report: Path, *, console: Console | None = None) -> None:
     """Print the sentence, the numbers and the tables of an audit, and where its report is."""
     out = console or Console(highlight=False)
     _title(out, audit)
-    _figures(out, tables.figures(audit))
+    print_figures(out, tables.figures(audit))
     if audit.depth.half_depth.deepest > 0:
         out.print(_indented(Text(passage(audit.depth.agreement), style="dim")))
     out.print()
     for i, titled in enumerate(_tables(audit, out)):
-        _print(out, titled)
+        print_table(out, titled)
         if i == 0:
             out.print(Text(LEGEND, style="dim"))
         out.print()
-    _notes(out, audit.notes)
-    out.print(Text.assemble(("Report  ", "dim"), one_line(str(report))), soft_wrap=True)
-
-
-def print_comparison(comparison: Comparison, page: Path, *, console: Console | None = None) -> None:
-    """Print the sentence, the differences by depth and of other attacks, the control, and where the page is."""
-    out = console or Console(highlight=False)
-    names = [contrast.side_name(side) for side in (comparison.first, comparison.second)]
-    out.print()
-    out.print(Text.assemble((names[0], "bold"), ("  against  ", "dim"), (names[1], "bold")))
-    out.print(Text(contrast.headline(comparison), style="bold cyan"))
-    out.print()
-    _figures(out, contrast.figures(comparison))
-    out.print()
-    for titled in _differences(comparison):
-        _print(out, titled)
-        out.print()
-    _notes(out, comparison.notes)
-    out.print(Text.assemble(("Page  ", "dim"), one_line(str(page))), soft_wrap=True)
+    print_notes(out, audit.notes)
+    print_place(out, "Report", report)
 
 
 def bar(share: float, width: int = BAR) -> str:
@@ -81,11 +52,6 @@ def bar(share: float, width: int = BAR) -> str:
     eighths = min(8 * width, max(round(share * 8 * width), 1 if share > 0 else 0))
     full, rest = divmod(eighths, 8)
     return ("█" * full + (STEPS[rest] if rest else "")).ljust(width)
-
-
-def _print(out: Console, titled: Titled) -> None:
-    out.print(Text(titled.title, style="bold"))
-    out.print(fitted(titled.table, out))
 
 
 def _title(out: Console, audit: Audit) -> None:
@@ -101,24 +67,6 @@ def _title(out: Console, audit: Audit) -> None:
     if second:
         out.print(Text(second))
     out.print()
-
-
-def _figures(out: Console, figures: Sequence[tables.Figure]) -> None:
-    """Figures in columns; in a window without room for what they mean, one above the other."""
-    names, values = ([len(figure.name) for figure in figures], [len(figure.value) for figure in figures])
-    beside = max(names, default=0) + max(values, default=0) + 4
-    if out.width - beside < DETAIL:
-        for figure in figures:
-            out.print(Text.assemble((f"{figure.name}  ", "dim"), (figure.value, "bold")))
-            out.print(Padding(Text(figure.detail, style="dim"), (0, 0, 0, 2)))
-        return
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(style="dim")
-    for figure in figures:
-        grid.add_row(figure.name, figure.value, figure.detail)
-    out.print(grid)
 
 
 def _tables(audit: Audit, out: Console) -> Iterable[Titled]:
@@ -138,51 +86,6 @@ def _tables(audit: Audit, out: Console) -> Iterable[Titled]:
         yield _benign(audit)
 
 
-def _differences(comparison: Comparison) -> Iterable[Titled]:
-    for strand in contrast.strands(comparison):
-        if strand.counted is Counted.CONTINUATION:
-            rows = [(str(row.prefill_tokens), row.asr) for row in strand.rows]
-            asked = "of the direct request" if not any(row.prefill_tokens for row in strand.rows) else ""
-            yield _difference(f"ASR {asked or 'by tokens of the answer given'} ({strand.drawn})", "Tokens", rows)
-    others = [
-        (f"{_setting_name(row)} ({wording.drawn(row.temperature)})", row.asr) for row in contrast.others(comparison)
-    ]
-    if others:
-        yield _difference("Other attacks", "Attack", others)
-    for name, shares in (
-        ("Benign requests helped", [(row, row.helped) for row in comparison.benign]),
-        ("Benign requests refused", [(row, row.refused) for row in comparison.benign]),
-    ):
-        moved = [(f"{_setting_name(row)} ({wording.drawn(row.temperature)})", share) for row, share in shares]
-        if moved:
-            yield _difference(name, "Attack", moved)
-
-
-def _setting_name(row: AttackDifference | BenignDifference) -> str:
-    parts = [
-        wording.setting(row.parameters),
-        f"{wording.token_count(row.prefill_tokens)} given" if row.prefill_tokens else "",
-    ]
-    return ", ".join([wording.attack_name(row.attack), *(part for part in parts if part)])
-
-
-def _difference(title: str, first: str, rows: Iterable[tuple[str, Difference]]) -> Titled:
-    """The largest differences, in the order of the page, which has them all; the depths of a sweep are few."""
-    every = list(rows)
-    largest = sorted(every, key=lambda row: abs(row[1].difference), reverse=True)[:MOST_DIFFERENCES]
-    rows = [row for row in every if row in largest]
-    if len(rows) < len(every):
-        title += f", the {len(rows)} largest of {len(every)}"
-    table = _table(first, "Pairs", "First", "Second", left=True)
-    table.add_column("Diff.", justify="right", style="bold", no_wrap=True)
-    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
-    for name, found in rows:
-        shares = (f"{wording.share_percent(share)} %" for share in (found.first, found.second))
-        ends = (contrast.points(found.difference), contrast.span(found))
-        table.add_row(Text(name), str(found.behaviors), *shares, *ends)
-    return Titled(f"{title}, difference in points", table)
-
-
 def _sweep(curves: Sequence[wording.Curve], out: Console) -> Titled:
     """One row a depth: the audit's own curve in full, the others as their rates where there is room."""
     first, *rest = curves
@@ -199,9 +102,7 @@ def _sweep(curves: Sequence[wording.Curve], out: Console) -> Titled:
 
 
 def _sweep_table(first: wording.Curve, rest: Sequence[wording.Curve], bars: int, names: int) -> Table:
-    table = _table("Tokens", "n", "Harm", "Und.")
-    table.add_column("ASR", justify="right", style="bold", no_wrap=True)
-    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    table = _counted_table("Tokens")
     if bars:
         table.add_column("", no_wrap=True, style="red")
     for curve in rest:
@@ -216,9 +117,7 @@ def _sweep_table(first: wording.Curve, rest: Sequence[wording.Curve], bars: int,
 
 
 def _rows(title: str, first: str, rows: Iterable[tuple[str, AttackRow]], width: int) -> Titled:
-    table = _table(first, "n", "Harm", "Und.", left=True)
-    table.add_column("ASR", justify="right", style="bold", no_wrap=True)
-    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    table = _counted_table(first, left=True)
     if width >= ROOMY:
         table.add_column("", no_wrap=True, style="red")
     for name, row in rows:
@@ -228,9 +127,7 @@ def _rows(title: str, first: str, rows: Iterable[tuple[str, AttackRow]], width: 
 
 def _attacks(families: Iterable[further.Family], width: int) -> Titled:
     """The strongest setting of each attack; every setting stands in the page."""
-    table = _table("Attack", "n", "Harm", "Und.", left=True)
-    table.add_column("ASR", justify="right", style="bold", no_wrap=True)
-    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
+    table = _counted_table("Attack", left=True)
     roomy = width >= ROOMY
     if roomy:
         table.add_column("Helped", justify="right", no_wrap=True)
@@ -244,7 +141,7 @@ def _attacks(families: Iterable[further.Family], width: int) -> Titled:
 
 
 def _openings(audit: Audit, width: int) -> Titled:
-    table = _table("Opening", "n", "of", left=True)
+    table = make_table("Opening", "n", "of", left=True)
     table.add_column("Share", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     for row in audit.openings[:MOST_OPENINGS]:
@@ -256,7 +153,7 @@ def _openings(audit: Audit, width: int) -> Titled:
 
 
 def _benign(audit: Audit) -> Titled:
-    table = _table("Tokens", "n", "Und.")
+    table = make_table("Tokens", "n", "Und.")
     table.add_column("Helped", justify="right", style="bold", no_wrap=True)
     table.add_column("Refused", justify="right", style="bold", no_wrap=True)
     table.add_column("95 %", justify="right", style="dim", no_wrap=True)
@@ -275,16 +172,11 @@ def _benign(audit: Audit) -> Titled:
     return Titled("Benign control" + (" by tokens of a helpful answer given" if swept else ", asked directly"), table)
 
 
-def _notes(out: Console, notes: Iterable[str]) -> None:
-    for note in notes:
-        out.print(Text.assemble(("Note  ", "yellow"), passage(note)))
-
-
-def _table(*names: str, left: bool = False) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.header_style = "dim"
-    for i, name in enumerate(names):
-        table.add_column(name, justify="left" if left and i == 0 else "right", no_wrap=not (left and i == 0))
+def _counted_table(first: str, *, left: bool = False) -> Table:
+    """A table whose rows begin with a name and `_counts`."""
+    table = make_table(first, "n", "Harm", "Und.", left=left)
+    table.add_column("ASR", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 %", justify="right", style="dim", no_wrap=True)
     return table
 
 

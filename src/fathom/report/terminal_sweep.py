@@ -10,8 +10,8 @@ from rich.text import Text
 
 from fathom.records import Parameter
 from fathom.report import wording, worst
+from fathom.report.console import Titled, print_notes, print_place, print_table
 from fathom.report.hostile import one_line, passage
-from fathom.report.narrow import fitted
 from fathom.report.stress import stress_headline
 from fathom.tally import percent
 from fathom.tampering import Stress, UtilityScore
@@ -36,15 +36,13 @@ def print_stress(stress: Stress, page: Path, *, console: Console | None = None) 
     for (model, attack, asked), found in groupby(cases, key=lambda case: case.question[:3]):
         way = "asked directly" if asked == "direct" else f"asked {asked}"
         title = ", ".join(one_line(part, 60) for part in (model, f"attack {attack}", way))
-        out.print(Text(title, style="bold"))
-        out.print(fitted(_table(stress, found, alike, settings=out.width >= SETTINGS), out))
+        print_table(out, Titled(title, _table(stress, found, alike, settings=out.width >= SETTINGS)))
         out.print()
     if cases:
         out.print(Text(LEGEND, style="dim"))
         out.print(Text(f"In all: {wording.setting(alike)}", style="dim"))
-    for note in stress.notes:
-        out.print(Text.assemble(("Note  ", "yellow"), passage(note)))
-    out.print(Text.assemble(("Report  ", "dim"), one_line(str(page))), soft_wrap=True)
+    print_notes(out, stress.notes)
+    print_place(out, "Report", page)
 
 
 def _table(stress: Stress, cases: Iterable[worst.Worst], alike: Mapping[str, Parameter], *, settings: bool) -> Table:

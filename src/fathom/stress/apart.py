@@ -32,8 +32,8 @@ def apart(
     if adapter is None:
         yield replace(start, model=copy.deepcopy(start.model)), None
         return
-    with worn(start.model, adapter, seed) as wearing:
-        yield start, wearing
+    with worn(start.model, adapter, seed) as adapted:
+        yield start, adapted
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,11 @@ from typing import Protocol
 import msgspec
 import torch
 
+from fathom.journal import Journal, read_journal, write_whole
 from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.model import ChatModel
 from fathom.progress import Advance, Display, silent
-from fathom.run import Journal, RunLock, read_journal, write_whole
+from fathom.run import RunLock
 from fathom.stress.light import columns_of
 from fathom.stress.measure import OWN_WORDS, OwnAnswer, Probe
 from fathom.stress.plan import Attack, Learnt, Track

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from fathom.attack.poison import Frame
+from fathom.attack.poison_frames import Frame
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.model import ChatModel

@@ -96,7 +96,7 @@ class Fit:
         from fathom.tuning.fit import fit
         from fathom.tuning.watching import Watch
 
-        with apart(start, track.adapter, track.seed) as (model, wearing):
+        with apart(start, track.adapter, track.seed) as (model, adapted):
             fit(
                 model,
                 learnt.rows,
@@ -104,7 +104,7 @@ class Fit:
                 fit_settings(track, max(pending), self.overrides),
                 output=scratch,
                 calm=learnt.calm,
-                wearing=wearing,
+                adapted=adapted,
                 watch=Watch(pending, lambda step, _: visit(Stop(step, None, model))),
                 before_step=None if learnt.before_step is None else learnt.before_step(),
             )

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
+from fathom.journal import Journal, read_journal, write_whole
 from fathom.ranks import Ranks
 from fathom.records import encode_line
-from fathom.run import Journal, read_journal, write_whole
 
 __all__ = [
     "CHECKPOINTS",

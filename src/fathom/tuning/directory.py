@@ -23,9 +23,10 @@ import msgspec
 
 from fathom.chat import ChatFormat
 from fathom.errors import UserError
+from fathom.journal import write_whole
 from fathom.provenance import device_name, git_state, versions
 from fathom.records import content_hash
-from fathom.run import RunLock, write_whole
+from fathom.run import RunLock
 from fathom.schema import ModelInfo
 from fathom.tuning.rows import TrainingRow, read_rows, rows_hash, write_rows
 

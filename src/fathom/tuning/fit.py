@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def fit(
     ordered: int = 0,
     calm: float = 0.0,
     adapter: Adapter | None = None,
-    wearing: "PreTrainedModel | None" = None,
+    adapted: "PreTrainedModel | None" = None,
     cache: Path | None = None,
     save: Path | None = None,
     watch: Watch | None = None,
@@ -76,7 +77,7 @@ def fit(
 ) -> Fitted:
     """Train `model` on `rows`, in place, and return it; with an adapter, merged.
 
-    `wearing` is the model with an adapter on already (`adapter.worn`): it is trained, and left as it is.
+    `adapted` is the model with an adapter on already (`adapter.worn`): it is trained, and left as it is.
     `output` keeps checkpoints and losses, and a run that was killed goes on from the last one; without it nothing is
     written. `divisor` is a `trainer.Divisor`. `ordered` 1 takes the rows in their order instead of shuffling them.
     `calm` decides Adam's epsilon (`settings.calm_epsilon`), unless one was given; 0 leaves TRL's. `cache` keeps
@@ -92,7 +93,7 @@ def fit(
     settings = _for_device(settings.with_batch(), model.device)
     inner, kind = model.model, type(model.model)
     with quiet():
-        trainable = _trainable(inner, adapter, wearing, settings.seed)
+        trainable = _trainable(inner, adapter, adapted, settings.seed)
     if calm > 0:
         settings = _calmed(settings, trainable, calm)
     with response_head(inner), one_line_errors(output), quiet():
@@ -112,7 +113,7 @@ def fit(
             if save is not None and ranks.first:
                 inner.save_pretrained(save)
     inner.train(False)
-    if wearing is not None:
+    if adapted is not None:
         return Fitted(model, losses, None if output is None else output / CHECKPOINTS)
     # What the first process alone has merged is told by it alone.
     unmerged = adapter is not None and in_parts(inner)
@@ -121,10 +122,10 @@ def fit(
 
 
 def _trainable(
-    inner: "PreTrainedModel", adapter: Adapter | None, wearing: "PreTrainedModel | None", seed: int
+    inner: "PreTrainedModel", adapter: Adapter | None, adapted: "PreTrainedModel | None", seed: int
 ) -> "PreTrainedModel":
-    if wearing is not None:
-        return wearing
+    if adapted is not None:
+        return adapted
     return inner if adapter is None else with_adapter(inner, adapter, seed)
 
 
@@ -178,7 +179,8 @@ def _trainer(
         save_total_limit=2,
         train_sampling_strategy="sequential" if ordered else "random",
     )
-    directory = Path("unused") if output is None else output / CHECKPOINTS
+    # Trainers make their directory even where they keep nothing: then it is one that is there already.
+    directory = Path(tempfile.gettempdir()) if output is None else output / CHECKPOINTS
     config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
     trainer = RowTrainer(
         model=trainable,

@@ -12,8 +12,8 @@ import msgspec
 
 from fathom.chat import ChatFormat
 from fathom.errors import UserError
+from fathom.journal import read_journal, write_whole
 from fathom.records import Message, content_hash, encode_line, is_made_id
-from fathom.run import read_journal, write_whole
 
 __all__ = ["FittedRows", "Kind", "TrainingRow", "fit_length", "make_row", "read_rows", "rows_hash", "write_rows"]
 

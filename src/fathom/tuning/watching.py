@@ -1,14 +1,14 @@
 """What a training tells as it goes: its losses, its progress, and the model to whoever wants to look at it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fathom.journal import Journal
 from fathom.progress import Advance
-from fathom.run import Journal
 from fathom.tuning.checkpoints import LossRecord, mark_whole
 
 if TYPE_CHECKING:
@@ -71,22 +71,14 @@ def callback(
     watch: Watch | None,
     before_step: Callable[["PreTrainedModel", int], None] | None,
 ) -> "TrainerCallback":
+    """What the trainer calls: it notes losses and whole checkpoints, and hands the model to those who asked for it."""
     from transformers import TrainerCallback
-
-    def look(step: int) -> None:
-        if watch is None or step not in watch.steps:
-            return
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
-            model.train(False)
-            watch.call(step, model)
-            model.train(True)
 
     class Callback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del args, control, kwargs
             if state.global_step == 0:
-                look(0)
+                _show(trainer, watch, 0)
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del args, control, kwargs
@@ -96,21 +88,12 @@ def callback(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del args, control, kwargs
             progress.shown.advance(1)
-            look(state.global_step)
+            _show(trainer, watch, state.global_step)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             del args, control, kwargs
-            if not logs or "loss" not in logs:
-                return
-            norm = logs.get("grad_norm")
-            progress.add(
-                LossRecord(
-                    step=state.global_step,
-                    loss=float(logs["loss"]),
-                    learning_rate=float(logs["learning_rate"]),
-                    grad_norm=None if norm is None else float(norm),
-                )
-            )
+            if logs and "loss" in logs:
+                progress.add(_loss_record(state.global_step, logs))
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del control, kwargs
@@ -118,3 +101,24 @@ def callback(
                 mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Callback()
+
+
+def _show(trainer: "RowTrainer", watch: Watch | None, step: int) -> None:
+    """The model as `Watch` promises it: what is done with it changes no later step."""
+    if watch is None or step not in watch.steps:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+        model.train(False)
+        watch.call(step, model)
+        model.train(True)
+
+
+def _loss_record(step: int, logs: Mapping[str, Any]) -> LossRecord:
+    norm = logs.get("grad_norm")
+    return LossRecord(
+        step=step,
+        loss=float(logs["loss"]),
+        learning_rate=float(logs["learning_rate"]),
+        grad_norm=None if norm is None else float(norm),
+    )

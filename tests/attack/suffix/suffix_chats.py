@@ -1,6 +1,7 @@
 """Tiny random models that have a tokenizer and a chat template, of every kind of tokenizer."""
 
 import dataclasses
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +26,7 @@ def chat_format(kind: str = "byte_level", tokenizer: PreTrainedTokenizerFast | N
     return ChatFormat(found, TEMPLATE, "test", frozenset({found.eos_token_id}))
 
 
-def tiny_chat(kind: str = "byte_level", family: str = "llama", **changes: object) -> ChatModel:
+def tiny_chat(kind: str = "byte_level", family: str = "llama", **changes: Any) -> ChatModel:
     chat = chat_format(kind)
     model = tiny(family, vocabulary=len(chat.tokenizer), **changes)
     return dataclasses.replace(model, chat=chat)

@@ -353,7 +353,7 @@ def test_bad_chains() -> None:
         {"rest": 0},
     ):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is"):
-            Suffix(**wrong)
+            Suffix(**wrong)  # type: ignore[arg-type]
 
 
 def test_answers_in_vain_behind_a_reached_target_end_a_walk(model: ChatModel) -> None:

@@ -51,7 +51,8 @@ def neighbours(suffix: tuple[int, ...], count: int, changes: int = 1, seed: int 
 @pytest.mark.parametrize("family", [*SHARED, *PLAIN])
 def test_every_architecture_gets_the_naive_losses(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedforward, "PIECE_CPU", 7)
-    model, case, suffix, said = tiny(family), a_case(), random_ids(6, seed=2), []
+    model, case, suffix = tiny(family), a_case(), random_ids(6, seed=2)
+    said: list[str] = []
     found = evaluator(Scorer.of(model), case, suffix, CE, said.append)
     assert isinstance(found, SharedEvaluator if family in SHARED else PlainEvaluator)
     assert bool(said) == (family in PLAIN)
@@ -159,7 +160,8 @@ def test_first_tokens_read_as_in_the_whole() -> None:
 
 @pytest.mark.parametrize("way", [SharedEvaluator, PlainEvaluator])
 def test_out_of_memory_lowers_the_width_and_says_so(way: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, case, suffix, said = tiny(), a_case(), random_ids(6, seed=2), []
+    model, case, suffix = tiny(), a_case(), random_ids(6, seed=2)
+    said: list[str] = []
     found = way(Scorer.of(model), case, said.append, 400)
     found.gradient(suffix, CE)
     candidates = neighbours(suffix, 20)

@@ -1,5 +1,7 @@
 """Feed-forward blocks in pieces, and for some rows: the rows that are read are those of a plain pass."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -60,8 +62,9 @@ def test_the_last_layer_computes_the_read_rows_alone() -> None:
 
 def test_blocks_are_as_before_even_after_an_error() -> None:
     body = nn.Sequential(Layer(nn.Linear(4, 4)), Layer(nn.Linear(4, 4)))
-    other = body[0].mlp.forward = lambda hidden: hidden  # as a library that offloads weights puts there
+    first: Any = body[0]
+    other = first.mlp.forward = lambda hidden: hidden  # as a library that offloads weights puts there
     with pytest.raises(RuntimeError), lean_feed_forward(body, torch.tensor([0])):
         body(torch.randn(1, 3, 5))
-    assert body[0].mlp.forward is other
+    assert first.mlp.forward is other
     assert "forward" not in body[1].mlp.__dict__

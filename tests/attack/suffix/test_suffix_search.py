@@ -1,5 +1,7 @@
 """A search is pure: the same state always gives the same next one, in whatever process it is asked for."""
 
+from typing import Any
+
 import msgspec
 import pytest
 import torch
@@ -7,12 +9,14 @@ from suffix_chats import ASK, tiny_chat
 from test_suffix_evaluate import naive_losses
 
 from fathom.attack.suffix.candidates import best_ids, draw, generator
+from fathom.attack.suffix.evaluation import Common
 from fathom.attack.suffix.options import Full, Halving, Mellowmax, Options, Probe
 from fathom.attack.suffix.problem import Problem, Target, emphasised
 from fathom.attack.suffix.search import SuffixSearch
 from fathom.attack.suffix.state import State
 from fathom.attack.suffix.text import allowed_ids, place_suffix, start_ids, suffix_text, with_suffix
 from fathom.errors import UserError
+from fathom.model import ChatModel
 from fathom.records import Message
 
 OPTIONS = Options(steps=6, length=5, width=24, topk=16, seed=3)
@@ -23,7 +27,7 @@ MORE = (
 )
 
 
-def a_search(options: Options = OPTIONS, cases: int = 1, kind: str = "byte_level", **extra: object) -> SuffixSearch:
+def a_search(options: Options = OPTIONS, cases: int = 1, kind: str = "byte_level", **extra: Any) -> SuffixSearch:
     model = tiny_chat(kind)
     allowed = allowed_ids(model.chat, model.vocabulary, options.allowed)
     start = start_ids(model.chat, ASK, allowed, options.length, options.seed)
@@ -32,6 +36,12 @@ def a_search(options: Options = OPTIONS, cases: int = 1, kind: str = "byte_level
         target = Target(model.chat.response_ids(messages, "Sure, here is how"))
         found.append(place_suffix(model.chat, str(number), messages, target, start))
     return SuffixSearch.of(model, Problem(tuple(found)), options, start, **extra)
+
+
+def model_of(search: SuffixSearch) -> ChatModel:
+    evaluator = search.scorers.cases[0]
+    assert isinstance(evaluator, Common)
+    return evaluator.scorer.model
 
 
 def run(search: SuffixSearch, state: State, steps: int) -> list[State]:
@@ -69,7 +79,7 @@ def test_a_step_is_plain_gcg() -> None:
     search = a_search()
     state = search.init()
     case = search.problem.cases[0]
-    model = search.scorers.cases[0].scorer.model
+    model = model_of(search)
     for _ in range(3):
         current = state.current.ids
         slope = search.scorers.cases[0].gradient(current, OPTIONS.objective).slope
@@ -97,7 +107,7 @@ def test_a_narrow_draw_of_which_nothing_can_be_typed_is_drawn_again() -> None:
 
 def test_every_suffix_of_a_search_can_be_typed() -> None:
     search = a_search(cases=3)
-    chat = search.scorers.cases[0].scorer.model.chat
+    chat = model_of(search).chat
     for state in run(search, search.init(), 5):
         for case in search.problem.cases:
             typed = with_suffix(case.messages, suffix_text(chat, state.current.ids))
@@ -139,7 +149,7 @@ def test_a_draft_of_another_tokenizer_is_refused() -> None:
 def test_cases_join_in_when_those_before_are_reached() -> None:
     """A target of one token that the model is already about to write is reached at once, and the next case joins."""
     search = a_search(cases=3)
-    model = search.scorers.cases[0].scorer.model
+    model = model_of(search)
     easy = []
     for case in search.problem.cases:
         ids = torch.tensor([case.prompt_ids(search.start)])
