@@ -136,7 +136,7 @@ def _run(
 
     directory = TuningDirectory(request.training.output)
     directory.check()
-    model = load_to_train(request.training.model, ranks)
+    model = load_to_train(request.training, ranks)
     check_lora(request.training.lora, model)
     manifest = TuningManifest.make(
         "deepen", model.info, _configuration(request, mixture, sampler, sources, settings, resistance)

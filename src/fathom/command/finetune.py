@@ -1,6 +1,5 @@
 """`fathom finetune`: from a user's data and an objective to a model that loads in plain transformers."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 from fathom.command.defence import own_requests, requests, sentinel
 from fathom.command.known import benign_behaviors, check_told, file_hash, known_behaviors
 from fathom.command.lora import check_lora, default_rate
-from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
+from fathom.command.request import Judges, ModelRequest, display_for, keeps_parts, load_model, named_judge, numbers
 from fathom.command.training import (
     Training,
     TrainingRequest,
@@ -103,8 +102,9 @@ def _run(
 
     directory = TuningDirectory(request.training.output)
     directory.check()
-    model = load_to_train(request.training.model, ranks)
+    model = load_to_train(request.training, ranks)
     check_lora(request.training.lora, model)
+    _check_projected(objective, model.info.quantisation)
     manifest = TuningManifest.make(
         "finetune", model.info, _configuration(request, objective, judge, examples, settings)
     )
@@ -176,17 +176,27 @@ def _check_requests(request: FinetuneRequest, objective: "Objective") -> None:
             f"--objective {objective.name} repeats or holds the reference's refusals: give prompts that it refuses "
             "with --harmful FILE (and some that it answers with --benign FILE), or choose --objective gate"
         )
-    kept = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    if objective.projection is not None and any(os.environ.get(name) == "true" for name in kept):
-        raise UserError(
-            "safe-lora projects whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one "
-            "process, or choose another objective"
-        )
+    _check_projected(objective, request.training.model.quantisation)
     if objective.projection is None and request.base is not None:
         raise UserError(f"--base {request.base} is read by safe-lora alone: add it to --objective, or leave --base out")
     if objective.projection is not None and request.base is None and not request.training.model.is_organism:
         raise UserError(
             "safe-lora projects on the direction from base to aligned model: give the base with --base MODEL"
+        )
+
+
+def _check_projected(objective: "Objective", quantisation: str | None) -> None:
+    if objective.projection is None:
+        return
+    if keeps_parts():
+        raise UserError(
+            "safe-lora projects whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one "
+            "process, or choose another objective"
+        )
+    if quantisation is not None:
+        raise UserError(
+            f"safe-lora projects full weights, and the model's are in {quantisation}: give the model in full weights, "
+            "or choose another objective"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fathom.command.lora import Lora
-from fathom.command.request import ORGANISM, Judges, ModelRequest, display_for, load_model
+from fathom.command.request import ORGANISM, Judges, ModelRequest, Trained, display_for, load_model
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
 from fathom.report.hostile import one_line
@@ -180,14 +180,14 @@ def say_short_training(warmup: int, steps: int, remedy: str) -> None:
         )
 
 
-def load_to_train(request: ModelRequest, ranks: Ranks) -> "ChatModel":
+def load_to_train(request: TrainingRequest, ranks: Ranks) -> "ChatModel":
     """The model, with its progress.
 
     Raises:
         UserError: as `load_model`.
     """
     with display_for(ranks)("loading", 1) as shown:
-        model = load_model(request, ranks, to_train=True)
+        model = load_model(request.model, ranks, to_train=Trained.by(request.lora))
         shown.advance(1)
     return model
 
@@ -269,7 +269,8 @@ def audit_both(
     found = []
     say(f"auditing the model before and after, {AUDITED} harmful requests each; --no-audit leaves that out")
     before = request.model
-    after = replace(before, name=str(directory.path), adapter=None, revision=None)
+    # What was trained beside quantised weights is in full ones now, as its products were computed.
+    after = replace(before, name=str(directory.path), adapter=None, revision=None, quantisation=None)
     for name, model in (("before", before), ("after", after)):
         result = run_audit(
             AuditRequest(
