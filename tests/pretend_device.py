@@ -7,7 +7,7 @@ that forgets to move a tensor is found without such a device. It has no kernels 
 CPU's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -27,7 +27,7 @@ _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.defau
 class Foreign(torch.Tensor):
     """A tensor of the pretended device. `inner` is where its values are."""
 
-    inner: torch.Tensor
+    inner: torch.Tensor  # type: ignore[assignment]  # a name of a product, which no test takes
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "Foreign":
@@ -40,7 +40,7 @@ class Foreign(torch.Tensor):
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
             layout=inner.layout,
-            device="meta",  # so that nothing below Python takes it for the CPU's
+            device=torch.device("meta"),  # so that nothing below Python takes it for the CPU's
             requires_grad=False,
         )
         made.inner = inner
@@ -72,11 +72,13 @@ class Foreign(torch.Tensor):
             raise TypeError("can't convert mps:0 device type tensor to numpy. Use Tensor.cpu() first")
         return self.inner.detach().numpy()
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Foreign({self.inner!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
 
@@ -142,7 +144,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return found if crossing else return_and_correct_aliasing(func, args, kwargs, found)
 
 
-def _is_ours(target: torch.device, foreign: list[torch.Tensor]) -> bool:
+def _is_ours(target: torch.device, foreign: Sequence[torch.Tensor]) -> bool:
     """Below Python a foreign tensor is one of the device meta, and so is what is made like it there.
 
     But what transformers makes there while it loads a model is a real tensor of meta.

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from fathom.chat import PrefillAt
+from fathom.command.request import ModelRequest, Trained, load_model
 from fathom.errors import UserError
 from fathom.identity import tokenizer_hash
 from fathom.model import FormatChoice, LoadOptions, check_pair, load, load_chat
@@ -295,6 +296,23 @@ def test_adapters_that_cannot_be_used(saved, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     fails(missing, "pip install", "fathom[peft]")
     fails(LoadOptions(name=str(saved), quantisation="4bit"), "pip install", "fathom[quantised]")
+
+
+# --- weights in fewer bits; what is done with them is in tuning/test_quantised.py ---
+
+
+def test_models_stored_in_fewer_bits_are_trained_as_far_as_they_can_be(saved, monkeypatch):
+    found = "gptq"
+    monkeypatch.setattr("fathom.model.quantisation_of", lambda model: found)
+    fails(LoadOptions(name=str(saved), device="cpu", adapter="one", merged=True), "cannot be put into weights in gptq")
+    request = ModelRequest(name=str(saved), device="cpu")
+    assert load_model(request).info.quantisation == "gptq"
+    with pytest.raises(UserError, match="has weights in gptq that cannot be trained, nor an adapter beside them"):
+        load_model(request, to_train=Trained.ADAPTER)
+    found = "4bit"
+    assert load_model(request, to_train=Trained.ADAPTER).info.quantisation == "4bit"
+    with pytest.raises(UserError, match="has weights in 4bit that cannot be trained: train an adapter"):
+        load_model(request, to_train=Trained.WEIGHTS)
 
 
 # --- names and options that cannot be used ---

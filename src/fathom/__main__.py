@@ -1,6 +1,7 @@
 """The outermost layer: a user's mistake is one line and exit code 2, Ctrl-C is 130, a bug keeps its traceback."""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ def main() -> None:
     from fathom.report.streams import tolerant
 
     tolerant(sys.stdout, sys.stderr)
+    # It advises on every product that it rounds, and on kernels that it could fetch, wherever it is installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -47,7 +47,7 @@ def identify(
         revision=revision,
         adapter=adapter,
         architecture=type(model).__name__,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=model.num_parameters(),  # of two in one byte, both
         dtype=str(model.dtype).removeprefix("torch."),
         quantisation=quantisation,
         weights_hash=weights_hash(model),

@@ -8,11 +8,24 @@ from pathlib import Path
 
 __all__ = ["device_name", "git_state", "versions"]
 
+_PACKAGES = (
+    "fathom",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "trl",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "bitsandbytes",
+)
+
 
 def versions() -> Mapping[str, str]:
     """Python's version, and those of the packages that a number may depend on, where they are installed."""
     found = {"python": platform.python_version()}
-    for package in ("fathom", "torch", "transformers", "tokenizers", "peft", "trl", "accelerate", "datasets", "numpy"):
+    for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -43,7 +43,7 @@ class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     architecture: str  # class name
     parameters: int  # how many
     dtype: str  # of the weights as loaded
-    quantisation: str | None  # "8bit" or "4bit"
+    quantisation: str | None  # "8bit", "4bit", or the method by which weights were stored in fewer bits
     weights_hash: str  # of the parameters as loaded
     tokenizer_hash: str  # of vocabulary, merges and special tokens
     template_hash: str | None  # of the chat template that made the ids; null for plain text

@@ -59,7 +59,9 @@ def test_own_insertion_costs_the_refusals_that_were_written() -> None:
     attack, given = OwnInsertion(), items(3)
     (target,) = attack.targets(given)
     state = attack.init(target, victim())
-    costs = {one.behavior: one.found["forward_tokens"] for one in attack.found(given, setting(), {target.key: state})}
+    costs = {
+        one.behavior: int(one.found["forward_tokens"]) for one in attack.found(given, setting(), {target.key: state})
+    }
     assert len(costs) == len(given)
     assert sum(costs.values()) == state.forward_tokens
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fathom.attack.ranks import JudgedRanks
 from fathom.audit.execute import Execution
 from fathom.audit.parts import direct_parts
 from fathom.audit.plan import AuditOptions, BehaviorSet, Plan, make_plan
@@ -79,6 +80,7 @@ def test_ranks_take_as_many_tokens_as_there_is_room_for() -> None:
         ((attack, _),) = suite_of(
             (NamedAttack("judged-ranks", {}),), Wording(room=room), budget=None, before=direct_parts
         ).attacks
+        assert isinstance(attack, JudgedRanks)
         assert attack.tokens == tokens
 
 

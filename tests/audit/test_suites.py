@@ -191,7 +191,7 @@ def test_what_was_asked_for_wrongly_is_said_before_a_model_is_loaded(request_: A
 )
 def test_a_word_that_a_parameter_does_not_take_is_told_those_it_takes(words: str, says: str) -> None:
     with pytest.raises(UserError, match=re.escape(says)):
-        make_suite(AttackRequest(attacks=(words,)), MODEL, 8)
+        make_suite(AttackRequest(attacks=(words,)), True, 8)
 
 
 def test_numbers_and_lists_on_the_command_line() -> None:

@@ -1,6 +1,7 @@
 """Laws of further attacks, of worst cases, and of the figures set beside the paper's."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -91,7 +92,7 @@ def test_no_two_curves_of_a_budget_look_the_same(count: int) -> None:
         for span in range(1, count + 1)
         for n in (1, 2)
     ]
-    layers = attack_charts.budget(rows)["layer"]
+    layers: Any = attack_charts.budget(rows)["layer"]
     encodings = [layer["encoding"] for layer in layers]
     colours = encodings[0]["color"]["scale"]
     dashes = next((one["strokeDash"]["scale"] for one in encodings if "strokeDash" in one), None)

@@ -273,7 +273,9 @@ def test_harmful_rows_of_a_utility_file_are_left_out(tmp_path: Path, capsys: pyt
         (["--lora-rank", "4"], "--lora-rank 4 without --lora: all weights would be trained"),
         (["--lora", "--lora-targets", "q_proj, nope"], "it has no layer called 'nope'; its linear layers are q_proj"),
         (["--lora", "--lora-targets", ","], "--lora-targets is empty"),
-        (["--quantise", "4bit"], "--quantise 4bit makes weights that cannot be trained"),
+        (["--quantise", "4bit"], "--quantise 4bit makes weights that cannot be trained: train an adapter beside them"),
+        (["--quantise", "4bit", "--lora", "--adapter", "one"], "--adapter one cannot be put into weights in 4bit"),
+        (["--quantise", "8bit", "--lora", "--objective", "safe-lora"], "safe-lora projects full weights"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
@@ -417,6 +419,17 @@ def test_what_projects_whole_weights_needs_them_whole(
     rows = data(tmp_path / "d.jsonl", 1)
     line = ["finetune", "organism:natural", "--data", str(rows), "--objective", "gate+safe-lora"]
     assert "FSDP or DeepSpeed keeps parts of them" in fails([*line, "-o", str(tmp_path / "m")], capsys)
+    line = ["deepen", "organism:natural", "--lora", "--quantise", "4bit", "-o", str(tmp_path / "m")]
+    assert "of which FSDP or DeepSpeed cannot keep parts" in fails(line, capsys)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("verb", ["deepen", "stress", "dynamics"])
+def test_quantised_weights_themselves_are_trained_by_no_verb(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = fails([verb, "organism:natural", "--quantise", "4bit", "-o", str(tmp_path / "m")], capsys)
+    assert "--quantise 4bit makes weights that cannot be trained: train an adapter beside them" in said
     assert not (tmp_path / "m").exists()
 
 

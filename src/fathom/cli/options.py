@@ -82,7 +82,12 @@ _MODEL: Mapping[str, object] = {  # one a field of `ModelRequest`
         str | None, typer.Option(help="Spread one model over devices: auto, balanced, …", rich_help_panel=_MODELS)
     ],
     "quantisation": Annotated[
-        str | None, typer.Option("--quantise", help="4bit or 8bit, by bitsandbytes (CUDA).", rich_help_panel=_MODELS)
+        str | None,
+        typer.Option(
+            "--quantise",
+            help="4bit (NF4) or 8bit, by bitsandbytes; trained by --lora.",
+            rich_help_panel=_MODELS,
+        ),
     ],
     "trust_remote_code": Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the model ships.", rich_help_panel=_MODELS)

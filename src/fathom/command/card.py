@@ -21,7 +21,7 @@ def model_card(
     manifest: "TuningManifest", plan: "TuningPlan", losses: Sequence["LossRecord"], audits: "Audits | None"
 ) -> str:
     """Markdown with the front matter that model hubs read."""
-    configuration = manifest.configuration
+    configuration, quantised = manifest.configuration, manifest.model.quantisation
     lines = [
         "---",
         "library_name: transformers",
@@ -31,6 +31,7 @@ def model_card(
         "",
         f"Trained from `{one_line(manifest.model.name, 80)}` (weights {manifest.model.weights_hash}) by "
         f"`fathom {manifest.verb}`: {configuration.get('objective', '')}.",
+        *([] if quantised is None else ["", _beside(quantised, manifest.model.dtype)]),
         "",
         f"- learned from: {plan.rows} rows (hash {plan.rows_hash}), in `fathom/rows.jsonl`"
         + (f"; {plan.gated} of the data's are held to the reference by a gate" if plan.gated else "")
@@ -46,6 +47,14 @@ def model_card(
         *_audited(audits),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _beside(quantised: str, dtype: str) -> str:
+    return (
+        f"An adapter was trained beside weights in {quantised} (bitsandbytes). This model is those weights as they are "
+        f"computed with, in {dtype}, with the adapter in them: what was trained, and not the full model that was "
+        "quantised with the adapter in it. The adapter alone is in `fathom/adapter`."
+    )
 
 
 def _loss(losses: Sequence["LossRecord"]) -> str:

@@ -41,6 +41,9 @@ class Deepening:
     settings: "Settings"
     resistance: "Resistance | None"
 
+    def check(self, model: "ChatModel") -> None:
+        """Whatever can be trained can be deepened."""
+
     def configuration(self) -> dict[str, object]:
         mixture, starts = self.mixture, "mined" if self.sampler is None else self.sampler.name
         beside = "" if self.resistance is None else f"; {self.resistance}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.command.claims import claim_anew, contents_of
-from fathom.command.request import Judges, ModelRequest, display_for, load_model, numbers
+from fathom.command.request import Judges, ModelRequest, Trained, display_for, load_model, numbers
 from fathom.command.stress import MORE_STEPS, StressRequest, check_stress
 from fathom.command.sweep import make_sweep
 from fathom.command.training import say_short_training
@@ -67,7 +67,7 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     path = request.output or Path("runs") / f"dynamics-{content_hash(asked)[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
-        model = load_model(request.model, to_train=True)
+        model = load_model(request.model, to_train=Trained.WEIGHTS)
         shown.advance(1)
     from fathom.report.stress import write_dynamics_report
 

@@ -1,6 +1,5 @@
 """`fathom finetune`: from a user's data and an objective to a model that loads in plain transformers."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from fathom.command.defence import own_requests, requests, sentinel
 from fathom.command.known import benign_behaviors, check_told, file_hash, known_behaviors
 from fathom.command.lora import default_rate
 from fathom.command.outcome import finish_card
-from fathom.command.request import Judges, ModelRequest, display_for, load_model, named_judge, numbers
+from fathom.command.request import Judges, ModelRequest, display_for, keeps_parts, load_model, named_judge, numbers
 from fathom.command.training import Training, TrainingRequest, asked_in, check_warmup, run_job, training_ranks
 from fathom.errors import UserError
 from fathom.ranks import ALONE
@@ -112,17 +111,27 @@ def _check_requests(request: FinetuneRequest, objective: "Objective") -> None:
             f"--objective {objective.name} repeats or holds the reference's refusals: give prompts that it refuses "
             "with --harmful FILE (and some that it answers with --benign FILE), or choose --objective gate"
         )
-    kept = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    if objective.projection is not None and any(os.environ.get(name) == "true" for name in kept):
-        raise UserError(
-            "safe-lora projects whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one "
-            "process, or choose another objective"
-        )
+    _check_projected(objective, request.training.model.quantisation)
     if objective.projection is None and request.base is not None:
         raise UserError(f"--base {request.base} is read by safe-lora alone: add it to --objective, or leave --base out")
     if objective.projection is not None and request.base is None and not request.training.model.is_organism:
         raise UserError(
             "safe-lora projects on the direction from base to aligned model: give the base with --base MODEL"
+        )
+
+
+def _check_projected(objective: "Objective", quantisation: str | None) -> None:
+    if objective.projection is None:
+        return
+    if keeps_parts():
+        raise UserError(
+            "safe-lora projects whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one "
+            "process, or choose another objective"
+        )
+    if quantisation is not None:
+        raise UserError(
+            f"safe-lora projects full weights, and the model's are in {quantisation}: give the model in full weights, "
+            "or choose another objective"
         )
 
 
@@ -135,6 +144,9 @@ class Finetuning:
     judge: Judge
     examples: "Sequence[Example]"
     settings: "Settings"
+
+    def check(self, model: "ChatModel") -> None:
+        _check_projected(self.objective, model.info.quantisation)
 
     def configuration(self) -> dict[str, object]:
         request, objective = self.request, self.objective

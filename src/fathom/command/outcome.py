@@ -73,7 +73,8 @@ def audit_both(
     found = []
     say(f"auditing the model before and after, {AUDITED} harmful requests each; --no-audit leaves that out")
     before = request.model
-    after = replace(before, name=str(directory.path), adapter=None, revision=None)
+    # What was trained beside quantised weights is in full ones now, as its products were computed.
+    after = replace(before, name=str(directory.path), adapter=None, revision=None, quantisation=None)
     for name, model in (("before", before), ("after", after)):
         result = run_audit(
             AuditRequest(

@@ -1,8 +1,9 @@
 """What the verbs share: a model as it was asked for, judges by name, options as values, progress, processes."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,9 +22,11 @@ __all__ = [
     "ORGANISM",
     "Judges",
     "ModelRequest",
+    "Trained",
     "choice",
     "connect_model",
     "display_for",
+    "keeps_parts",
     "load_model",
     "named_judge",
     "numbers",
@@ -37,6 +40,18 @@ SMALL = 5_000_000
 Judges = Mapping[str, Callable[[], Judge]]
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _Number = TypeVar("_Number", int, float)
+
+
+class Trained(Enum):
+    """What of a model is trained."""
+
+    WEIGHTS = "weights"
+    ADAPTER = "adapter"  # beside weights that stay as they are
+
+    @classmethod
+    def by(cls, lora: object | None) -> "Trained":
+        """An adapter, where one was asked for."""
+        return cls.WEIGHTS if lora is None else cls.ADAPTER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,30 +108,49 @@ class ModelRequest:
         )
 
 
-def load_model(request: ModelRequest, ranks: Ranks = ALONE, *, to_train: bool = False) -> "ChatModel":
+def load_model(request: ModelRequest, ranks: Ranks = ALONE, *, to_train: Trained | None = None) -> "ChatModel":
     """The model, under the name by which it was asked for; of several processes each takes a GPU of its own.
 
     `to_train`: an adapter that it was asked for with is put into its weights.
 
     Raises:
-        UserError: as `model.load`, or quantised weights are to be trained.
+        UserError: as `model.load`, or its weights cannot be trained as is wanted.
     """
-    if to_train and request.quantisation is not None:
-        raise UserError(
-            f"--quantise {request.quantisation} makes weights that cannot be trained, nor an adapter be put into: "
-            "leave it out (--dtype bfloat16 and --lora take the least memory)"
-        )
-    options = replace(request.options(), merged=to_train)
+    if request.quantisation is not None:
+        _check_trained(request, request.quantisation, to_train)
+    options = replace(request.options(), merged=to_train is not None)
     from fathom.model import load
 
     if ranks.size > 1 and options.device is None and options.device_map is None:
         options = replace(options, device=_rank_device(ranks))
     loaded = load(options)
+    if loaded.info.quantisation is not None:
+        _check_trained(request, loaded.info.quantisation, to_train)
     if loaded.device.type == "cpu" and loaded.info.parameters < SMALL:
         import torch
 
         torch.set_num_threads(1)
     return replace(loaded, info=msgspec.structs.replace(loaded.info, name=request.name))
+
+
+def _check_trained(request: ModelRequest, quantisation: str, to_train: Trained | None) -> None:
+    """That a model in so few bits can be trained as is wanted: beside its weights, by one kind of process."""
+    if to_train is None:
+        return
+    asked = request.quantisation is not None
+    what = f"--quantise {quantisation} makes weights" if asked else f"{request.name} has weights in {quantisation}"
+    if quantisation not in ("4bit", "8bit"):
+        raise UserError(f"{what} that cannot be trained, nor an adapter beside them: give the model in full weights")
+    if to_train is Trained.WEIGHTS:
+        remedy = "or leave --quantise out" if asked else "or give the model in full weights"
+        raise UserError(
+            f"{what} that cannot be trained: train an adapter beside them (--lora, of finetune, deepen and stress), "
+            f"{remedy}"
+        )
+    if keeps_parts():
+        raise UserError(
+            f"{what} of which FSDP or DeepSpeed cannot keep parts: train with DDP or one process, or in full weights"
+        )
 
 
 def connect_model(request: ModelRequest, url: str, served: str | None, width: int | None = None) -> "ServedModel":
@@ -144,6 +178,11 @@ def connect_model(request: ModelRequest, url: str, served: str | None, width: in
     chat = load_chat(options)
     info = msgspec.structs.replace(load_info(options, chat), name=request.name)
     return connect(url, chat, info, name=served, width=positive(width, WIDTH, "--endpoint-requests"))
+
+
+def keeps_parts() -> bool:
+    """Whether `accelerate launch` was told that each process keeps parts of the weights."""
+    return any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
 
 
 def _rank_device(ranks: Ranks) -> str | None:

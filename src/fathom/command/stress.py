@@ -10,6 +10,7 @@ from fathom.command.request import (
     ORGANISM,
     Judges,
     ModelRequest,
+    Trained,
     display_for,
     load_model,
     named_judge,
@@ -85,7 +86,7 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     path = request.output or Path("runs") / f"stress-{content_hash(repr(request))[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
-        model = load_model(request.model, to_train=True)
+        model = load_model(request.model, to_train=Trained.by(request.lora))
         shown.advance(1)
     check_lora(request.lora, model)
     sweep = make_sweep(request, judges, model, path, display)

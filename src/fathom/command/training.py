@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fathom.command.lora import Lora, check_lora
-from fathom.command.request import ModelRequest, display_for, load_model
+from fathom.command.request import ModelRequest, Trained, display_for, load_model
 from fathom.errors import UserError
 from fathom.ranks import ALONE, Ranks
 from fathom.report.hostile import one_line
@@ -94,6 +94,10 @@ class TrainingJob(Protocol):
     @property
     def settings(self) -> "Settings": ...
 
+    def check(self, model: "ChatModel") -> None:
+        """Raises `UserError` where the model, once loaded, cannot be trained in this way."""
+        ...
+
     def configuration(self) -> dict[str, object]:
         """Everything that determines the result, besides the model."""
         ...
@@ -161,8 +165,9 @@ def run_job(request: TrainingRequest, job: TrainingJob, ranks: Ranks) -> "Tuning
 
     directory = TuningDirectory(request.output)
     directory.check()
-    model = _load(request.model, ranks)
+    model = _load(request, ranks)
     check_lora(request.lora, model)
+    job.check(model)
     manifest = TuningManifest.make(request.verb, model.info, job.configuration())
     if ranks.first:
         directory.start(manifest)
@@ -221,9 +226,9 @@ def say_short_training(warmup: int, steps: int, remedy: str) -> None:
         )
 
 
-def _load(request: ModelRequest, ranks: Ranks) -> "ChatModel":
+def _load(request: TrainingRequest, ranks: Ranks) -> "ChatModel":
     with display_for(ranks)("loading", 1) as shown:
-        model = load_model(request, ranks, to_train=True)
+        model = load_model(request.model, ranks, to_train=Trained.by(request.lora))
         shown.advance(1)
     return model
 

@@ -15,7 +15,8 @@ from fathom.checkpoint import place, quiet
 from fathom.errors import UserError
 from fathom.identity import describe, identify
 from fathom.model.format import load_format
-from fathom.model.options import FormatChoice, LoadOptions, Quantisation, check_options
+from fathom.model.options import FormatChoice, LoadOptions, Quantisation, check_options, check_quantised
+from fathom.model.quantised import quantisation_of
 from fathom.model.reading import LOADING_ERRORS, load_config
 from fathom.model.weights import check_sizes, device_of, load_weights, move, with_adapter
 from fathom.schema import ModelInfo
@@ -58,10 +59,11 @@ def load(options: LoadOptions) -> ChatModel:
     device = device_of(options)
     with quiet():
         chat = load_format(options)
-        model = load_weights(options)
+        model = load_weights(options, device)
+        check_quantised(options, quantisation_of(model))
         if options.adapter is not None:
             model = with_adapter(model, options.adapter, merged=options.merged)
-        if options.device_map is None and options.quantisation is None:
+        if options.device_map is None and quantisation_of(model) is None:
             move(model, device, options)
     model.train(False)
     check_sizes(options, model, chat.tokenizer)
@@ -130,5 +132,5 @@ def _info(options: LoadOptions, model: PreTrainedModel, chat: ChatFormat) -> Mod
         name=options.name,
         revision=options.revision,
         adapter=options.adapter,
-        quantisation=options.quantisation,
+        quantisation=quantisation_of(model),
     )

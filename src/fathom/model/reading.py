@@ -40,9 +40,12 @@ def unusable(options: LoadOptions, what: str, error: BaseException) -> UserError
             f"{options.name} comes with Python code of its own: read it, and give --trust-remote-code to run it"
         )
     if isinstance(error, torch.OutOfMemoryError):
+        fewer = "" if options.quantisation else "--quantise 4bit, "
         return UserError(
-            f"{options.name} does not fit into memory: try --dtype bfloat16, --device-map auto or --device"
+            f"{options.name} does not fit into memory: try --dtype bfloat16, {fewer}--device-map auto or --device"
         )
+    if options.quantisation is not None and "bitsandbytes" in text:
+        return UserError(f"--quantise {options.quantisation} is not possible here: {one_line(text)}")
     if options.device_map is not None and "device_map" in text:
         return UserError(f"the device map {options.device_map!r} cannot be used: give auto, balanced or sequential")
     if "not recognize this architecture" in text:

@@ -4,35 +4,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import errors as hub_errors
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from fathom.checkpoint import is_local, one_line, place
 from fathom.errors import UserError
 from fathom.identity import vocabulary_size
-from fathom.model.options import DTYPES, LoadOptions, Quantisation
-from fathom.model.reading import LOADING_ERRORS, common, unusable
+from fathom.model import quantised
+from fathom.model.options import DTYPES, LoadOptions
+from fathom.model.reading import LOADING_ERRORS, common, load_config, unusable
 
 __all__ = ["check_sizes", "device_of", "load_weights", "move", "with_adapter"]
 
 
-def _quantisation(kind: str | None) -> dict[str, Any]:
-    if kind is None:
-        return {}
-    bits = {"load_in_8bit": True} if Quantisation(kind) is Quantisation.BITS_8 else {"load_in_4bit": True}
-    return {"quantization_config": transformers.BitsAndBytesConfig(**bits)}  # type: ignore[no-untyped-call]
+def _placed(options: LoadOptions, device: torch.device) -> dict[str, Any]:
+    """Where weights go, and in how many bits: quantised ones are made where they stay, and cannot be moved."""
+    config = load_config(options)
+    wanted, stored = options.quantisation, getattr(config, "quantization_config", None)
+    found: dict[str, Any] = {"device_map": options.device_map}
+    if options.device_map is None and (wanted is not None or stored is not None):
+        found["device_map"] = {"": str(device)}
+    if wanted is not None and stored is None:
+        found["quantization_config"] = quantised.request(wanted, options.dtype, config)
+    return found
 
 
-def load_weights(options: LoadOptions) -> PreTrainedModel:
+def load_weights(options: LoadOptions, device: torch.device) -> PreTrainedModel:
+    """The weights as they are stored, or quantised; those that are go to `device`, or where `device_map` says."""
     loader: Any = AutoModelForCausalLM  # its annotations forget output_loading_info
     try:
         model, found = loader.from_pretrained(
             place(options.name),
             dtype=DTYPES.get(options.dtype, "auto"),
-            device_map=options.device_map,
             output_loading_info=True,
-            **_quantisation(options.quantisation),
+            **_placed(options, device),
             **common(options),
         )
     except LOADING_ERRORS as error:
@@ -43,6 +48,7 @@ def load_weights(options: LoadOptions) -> PreTrainedModel:
             "be random: fetch or save it again"
         )
     assert isinstance(model, PreTrainedModel)
+    quantised.keep_as_stored(model)
     return model
 
 

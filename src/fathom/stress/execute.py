@@ -168,6 +168,8 @@ class Sweep:
         """What a reader must know before quoting a number."""
         if self.attacks[0].probe.judge.name == RefusalJudge.name:
             yield f"{NOT_REFUSED.capitalize()}."
+        if (kind := self.start.info.quantisation) is not None:
+            yield f"The model's weights are in {kind}; adapters were trained beside them."
         if not any(record.utility for record in records):
             yield "There were no benign requests, so every model counts as useful."
         starts = {start_cell(attack.name) for attack in self.attacks}

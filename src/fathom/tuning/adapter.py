@@ -1,5 +1,6 @@
 """LoRA instead of all weights."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fathom.checkpoint import one_line, quiet
 from fathom.errors import UserError
+from fathom.model.quantised import full_weight, is_quantised, turned
 from fathom.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -108,17 +110,21 @@ def merge(
     """The model with its adapter merged into it, and where the adapter alone was saved, if anywhere.
 
     `kind` is the class of the model before it was trained. Weights that several processes hold in parts (FSDP2) are put
-    together in the memory of the first, which returns a model on its CPU; the others return the model as it is.
+    together in the memory of the first, and quantised ones are made full ones there, as to round the sum would undo
+    much of the adapter: the first process returns a model on its CPU, and the others return the model as it is.
     """
+    quantised = any(is_quantised(layer) for layer in model.modules())
     state = _whole_state(model, ranks)
     path = None if output is None else output / "adapter"
     if path is not None and ranks.first:
         model.save_pretrained(path, state_dict=state)
     ranks.barrier()
-    if state is not None and ranks.first:
-        model = _rebuilt(model, adapter, kind, state)
-    elif in_parts(model):
+    if not ranks.first and (quantised or in_parts(model)):
         return model, path
+    if quantised:
+        return _full(model, kind), path
+    if state is not None:
+        model = _rebuilt(model, adapter, kind, state)
     return model.merge_and_unload(), path  # type: ignore[operator]
 
 
@@ -150,12 +156,53 @@ def _rebuilt(
     model: "PreTrainedModel", adapter: Adapter, kind: "type[PreTrainedModel]", state: "dict[str, Tensor]"
 ) -> "PreTrainedModel":
     """A model of the same configuration, with the adapter on it, that holds these weights."""
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        plain = kind(model.config)
-    plain.generation_config = model.generation_config
+    plain = _blank(kind, model.config, model.generation_config)
     again = with_adapter(plain, adapter)
     again.load_state_dict(state, assign=True)
     plain.tie_weights()
     return again
+
+
+def _full(model: "PreTrainedModel", kind: "type[PreTrainedModel]") -> "PreTrainedModel":
+    """A model in full weights on the CPU that computes what the quantised one with its adapter does.
+
+    Layer by layer, so that no more than one of them is a full one on the device.
+    """
+    inner: PreTrainedModel = model.get_base_model()  # type: ignore[operator]
+    config = copy.deepcopy(inner.config)
+    del config.quantization_config
+    plain = _blank(kind, config, inner.generation_config)
+    plain.load_state_dict(_full_state(inner), assign=True)
+    plain.tie_weights()
+    return plain
+
+
+def _full_state(inner: "PreTrainedModel") -> "dict[str, Tensor]":
+    """All weights, in the model's dtype, by the names that they have without adapter and quantisation."""
+    from peft.tuners.lora import LoraLayer
+
+    found, done = dict[str, "Tensor"](), list[str]()
+    for name, layer in inner.named_modules():
+        worn = isinstance(layer, LoraLayer)
+        base = layer.get_base_layer() if worn else layer
+        if name.endswith(".base_layer") or not (worn or is_quantised(base)):
+            continue
+        weight = full_weight(base)
+        if worn:
+            weight = weight.float() + layer.get_delta_weight("default").detach()
+        found[f"{name}.weight"] = (weight.T if turned(base) else weight).to(inner.dtype).cpu().contiguous()
+        if getattr(base, "bias", None) is not None:
+            found[f"{name}.bias"] = base.bias.detach().to(inner.dtype).cpu()
+        done.append(f"{name}.")
+    others = ((key, value) for key, value in inner.state_dict().items() if not key.startswith(tuple(done)))
+    return {**found, **{key: value.detach().cpu() for key, value in others}}
+
+
+def _blank(kind: "type[PreTrainedModel]", config: Any, generation: Any) -> "PreTrainedModel":
+    """A model whose weights are still to be put in."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        plain = kind(config)
+    plain.generation_config = generation
+    return plain

@@ -29,7 +29,7 @@ def one_line_errors(output: Path | None) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(
             "out of memory while training: try --set per_device_train_batch_size=1 (the step's batch stays the same), "
-            "--set gradient_checkpointing=true, --lora, or --dtype bfloat16"
+            "--set gradient_checkpointing=true, --lora, --dtype bfloat16, or --lora with --quantise 4bit"
         ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

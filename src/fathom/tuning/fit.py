@@ -18,7 +18,7 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.progress import Display, silent
 from fathom.ranks import ALONE, Ranks
-from fathom.tuning.adapter import Adapter, in_parts, merge, with_adapter
+from fathom.tuning.adapter import Adapter, merge, with_adapter
 from fathom.tuning.checkpoints import (
     CHECKPOINTS,
     LossRecord,
@@ -75,7 +75,7 @@ def fit(
     ranks: Ranks = ALONE,
     display: Display = silent,
 ) -> Fitted:
-    """Train `model` on `rows`, in place, and return it; with an adapter, merged.
+    """Train `model` on `rows`, in place, and return it; with an adapter, merged, and full weights for quantised ones.
 
     `adapted` is the model with an adapter on already (`adapter.worn`): it is trained, and left as it is.
     `output` keeps checkpoints and losses, and a run that was killed goes on from the last one; without it nothing is
@@ -116,7 +116,7 @@ def fit(
     if adapted is not None:
         return Fitted(model, losses, None if output is None else output / CHECKPOINTS)
     # What the first process alone has merged is told by it alone.
-    unmerged = adapter is not None and in_parts(inner)
+    unmerged = adapter is not None and not isinstance(inner, kind)
     trained = dataclasses.replace(model, model=inner) if unmerged else _relabelled(model, inner)
     return Fitted(trained, losses, None if output is None else output / CHECKPOINTS, path)
 
@@ -225,6 +225,5 @@ def _autocast(settings: Settings) -> torch.dtype | None:
 def _relabelled(model: ChatModel, inner: "PreTrainedModel") -> ChatModel:
     from fathom.identity import weights_hash
 
-    return dataclasses.replace(
-        model, model=inner, info=msgspec.structs.replace(model.info, weights_hash=weights_hash(inner))
-    )
+    info = msgspec.structs.replace(model.info, weights_hash=weights_hash(inner), quantisation=None)
+    return dataclasses.replace(model, model=inner, info=info)

@@ -2,8 +2,9 @@
 processes and under any accumulation.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from trl import SFTTrainer
 
 from fathom.errors import UserError
+from fathom.model.quantised import quantisation_of
 from fathom.tuning.batches import Example, collate_examples
 from fathom.tuning.head import Sealed
 from fathom.tuning.objective import ResponseLogits, TokenObjective, Tokens
@@ -102,7 +104,8 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
         self.objective = objective
         self.divisor = divisor
         self._start_checked = False
-        super().__init__(data_collator=_collate, **arguments)
+        with _as_made(arguments["model"]):
+            super().__init__(data_collator=_collate, **arguments)
         # What `compute_loss` returns is already divided by what all micro-batches of all processes hold.
         self.loss_is_scaled_for_ga = True
 
@@ -196,6 +199,8 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
         device = tokens.labels.device.type
         own = next(model.parameters()).dtype  # of whatever wraps the model
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else own
+        if getattr(self.accelerator.unwrap_model(model), "is_loaded_in_8bit", False):
+            dtype = torch.bfloat16  # which is as fine as the 8 bits that what goes into a layer is rounded to
         if change > max(1e-4, 8 * torch.finfo(dtype).eps):
             raise UserError(
                 f"before the first step, the model differs from its own reference by {change:.2g} nats a token: "
@@ -210,6 +215,19 @@ class RowTrainer(SFTTrainer):  # type: ignore[misc]
         # TRL adds means of its own metrics, which this loss does not make.
         self._metrics["train"].clear()
         super().log(logs, start_time)
+
+
+@contextlib.contextmanager
+def _as_made(model: "PreTrainedModel") -> Iterator[None]:
+    """Beside quantised weights, an adapter is as it was made afterwards: TRL would round it to bf16.
+
+    Steps of a usual rate are lost on weights of so few digits, and other trainers of fathom's train it in float32.
+    """
+    quantised = quantisation_of(model) is not None
+    kept = [(weight, weight.data) for weight in model.parameters() if quantised and weight.requires_grad]
+    yield
+    for weight, data in kept:
+        weight.data = data
 
 
 def _label_logprobs(logits: ResponseLogits, tokens: Tokens) -> tuple[Tensor, ...]:

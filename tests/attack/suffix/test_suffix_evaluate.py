@@ -205,7 +205,7 @@ def test_a_gradient_that_does_not_fit_is_said_in_one_line(way: type, monkeypatch
 
 
 def test_what_a_model_cannot_share_is_said_once() -> None:
-    scorer, said = Scorer.of(tiny("bloom")), []
+    scorer, said = Scorer.of(tiny("bloom")), list[str]()
     for suffix in (random_ids(6, seed=2), random_ids(6, seed=3)):
         assert isinstance(evaluator(scorer, a_case(), suffix, CE, said.append), PlainEvaluator)
     assert len(said) == 1

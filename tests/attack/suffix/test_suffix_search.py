@@ -99,7 +99,8 @@ def test_a_step_is_plain_gcg() -> None:
 def test_a_narrow_draw_of_which_nothing_can_be_typed_is_drawn_again() -> None:
     """Of words alone: between two of them must be a space, so most exchanges give other ids. No search ends of that."""
     search = a_search(Options(steps=6, length=5, width=1, topk=16, seed=3), kind="word_level")
-    chat, case = search.scorers.cases[0].scorer.model.chat, search.problem.cases[0]
+    first: Any = search.scorers.cases[0]
+    chat, case = first.scorer.model.chat, search.problem.cases[0]
     for state in run(search, search.init(), 6):
         typed = with_suffix(case.messages, suffix_text(chat, state.current.ids))
         assert chat.prompt_ids(typed) == case.prompt_ids(state.current.ids)
