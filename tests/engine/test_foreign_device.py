@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fathom.__main__ import run
+from fathom.command.request import ModelRequest, load_model
 from pretend_device import Foreign, pretend
 
 MODEL = ("organism:natural", "--limit", "2", "--max-new-tokens", "4")
@@ -59,6 +60,12 @@ def test_the_pretended_device_mixes_as_a_real_one():
             there.double()
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
+
+
+def test_what_is_built_in_is_on_the_cpu_wherever_it_runs(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pretend():
+        assert load_model(ModelRequest(name="organism:natural")).device.type == "cpu"
 
 
 def test_an_audit_is_the_cpus(tmp_path, capsys):

@@ -76,7 +76,10 @@ _MODEL: Mapping[str, object] = {  # one a field of `ModelRequest`
     ],
     "device": Annotated[
         str | None,
-        typer.Option(help="cuda, cuda:1, mps, cpu … (default: the first there is).", rich_help_panel=_MODELS),
+        typer.Option(
+            help="cuda, cuda:1, mps, cpu … (default: the first there is; cpu for organism:STAGE).",
+            rich_help_panel=_MODELS,
+        ),
     ],
     "device_map": Annotated[
         str | None, typer.Option(help="Spread one model over devices: auto, balanced, …", rich_help_panel=_MODELS)

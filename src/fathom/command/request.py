@@ -121,8 +121,8 @@ def load_model(request: ModelRequest, ranks: Ranks = ALONE, *, to_train: Trained
     options = replace(request.options(), merged=to_train is not None)
     from fathom.model import load
 
-    if ranks.size > 1 and options.device is None and options.device_map is None:
-        options = replace(options, device=_rank_device(ranks))
+    if options.device is None and options.device_map is None:
+        options = replace(options, device=_usual_device(request, ranks))
     loaded = load(options)
     if loaded.info.quantisation is not None:
         _check_trained(request, loaded.info.quantisation, to_train)
@@ -185,8 +185,13 @@ def keeps_parts() -> bool:
     return any(os.environ.get(name) == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
 
 
-def _rank_device(ranks: Ranks) -> str | None:
-    """One GPU a process; without GPUs the default."""
+def _usual_device(request: ModelRequest, ranks: Ranks) -> str | None:
+    """One GPU a process, the CPU for what is built in; None: the first device that there is.
+
+    The built-in models are too small for an accelerator to be faster, and so their figures are the same everywhere.
+    """
+    if ranks.size == 1:
+        return "cpu" if request.is_organism and request.quantisation is None else None
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
