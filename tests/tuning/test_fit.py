@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.training_args import ParallelMode
+from trl import SFTConfig
 
 from fathom.errors import UserError
 from fathom.model import ChatModel
@@ -22,7 +24,7 @@ from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.ranks import ALONE
 from fathom.tuning.adapter import Adapter, with_adapter
 from fathom.tuning.checkpoints import latest_checkpoint
-from fathom.tuning.fit import fit
+from fathom.tuning.fit import fit, keep_place
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObjective, Tokens
 from fathom.tuning.reference import make_columns, reference_columns
@@ -386,3 +388,16 @@ def test_a_hook_is_told_its_step_and_checkpoints_are_where_it_can_go_on(
     fit(fresh(model), rows, PlainNll(), settings(), output=tmp_path, before_step=hook, save_every=3)
     assert told == [0, 1, 2, 3]
     assert {path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_one_process_trains_on_the_gpu_of_its_model(tmp_path, monkeypatch):
+    """And not on the first one, nor with a copy on each: what transformers does where it sees several."""
+    current = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    config = SFTConfig(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=8, bf16=False)
+    config._n_gpu = 4  # as on a machine with four
+    assert config.train_batch_size == 32
+    keep_place(config, torch.device("cuda:1"))
+    assert (config.device, config.n_gpu, config.train_batch_size) == (torch.device("cuda:1"), 1, 8)
+    assert config.parallel_mode is ParallelMode.NOT_PARALLEL
+    assert current == [torch.device("cuda:1")]

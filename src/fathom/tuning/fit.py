@@ -37,10 +37,11 @@ from fathom.tuning.watching import Progress, Watch, callback, keeper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from trl import SFTConfig
 
     from fathom.tuning.trainer import RowTrainer
 
-__all__ = ["Fitted", "fit"]
+__all__ = ["Fitted", "fit", "keep_place"]
 
 SAVES = 10  # checkpoints over a run, where no cadence was given
 
@@ -182,6 +183,7 @@ def _trainer(
     # Trainers make their directory even where they keep nothing: then it is one that is there already.
     directory = Path(tempfile.gettempdir()) if output is None else output / CHECKPOINTS
     config = settings.config(directory, logging_steps=1, logging_nan_inf_filter=False)
+    keep_place(config, model.device)
     trainer = RowTrainer(
         model=trainable,
         args=config,
@@ -192,6 +194,19 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)  # the loss is shown beside the bar
     return trainer
+
+
+def keep_place(config: "SFTConfig", device: torch.device) -> None:
+    """That one process trains on the GPU that its model is on.
+
+    transformers takes the first GPU instead, and where it sees several, it puts a copy of the model on each of them and
+    multiplies the batch: rows of different lengths, which lie end to end in a batch, cannot be dealt out so.
+    """
+    if device.type != "cuda" or config.world_size > 1:
+        return
+    torch.cuda.set_device(device)
+    config._n_gpu = 1
+    config.__dict__["_setup_devices"] = device  # a cached property
 
 
 def _for_device(settings: Settings, device: torch.device) -> Settings:
