@@ -15,6 +15,7 @@ from fathom.tuning.batches import Batch, Example, collate_examples
 from fathom.tuning.head import response_head
 from fathom.tuning.objective import PlainNll, ResponseLogits, TokenObjective
 from few_rows import random_rows
+from pretend_device import pretend
 from tiny_models import tiny
 
 FAMILIES = ("llama", "gemma2", "cohere", "granite", "phi", "gpt2", "mixtral")
@@ -141,3 +142,23 @@ def test_what_is_read_is_what_the_logits_say() -> None:
     mask = batch.labels[:, 1:] != -100
     expected = logits[mask].gather(-1, batch.tokens.labels[:, None])[:, 0]
     torch.testing.assert_close(output.read[0], expected)
+
+
+@pytest.mark.parametrize("name", ["plain", "held"])
+def test_a_head_on_another_device_changes_nothing(name: str) -> None:
+    """As where a model is spread over devices: the batch is with the first layer, the head with the last."""
+    objective, batch = OBJECTIVES[name], batch_of()
+    model = tiny("llama", tie_word_embeddings=False).model
+    with response_head(model):
+        given = {**batch.inputs, "labels": batch.labels, "tokens": batch.tokens, "objective": objective}
+        here = gradients(model, model(**given, scale=0.3).loss)
+        with pretend() as device:
+            model.get_output_embeddings().to(device)
+            output = model(**given, scale=0.3)
+            assert output.loss.device.type == "cpu"
+            there = gradients(model, output.loss)
+            (read,) = model(**given, read=lambda logits, tokens: (logits.logprobs(tokens.labels),)).read
+            assert read.device.type == "cpu"
+            assert there.keys() == here.keys()
+            for which, gradient in there.items():
+                torch.testing.assert_close(gradient.cpu(), here[which], atol=1e-6, rtol=1e-5)

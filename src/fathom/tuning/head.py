@@ -184,14 +184,17 @@ def _run(
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     # FSDP2 shards a head that is a unit of its own; one that belongs to the root is whole by now.
     weight, bias = _whole(head.weight), None if head.bias is None else _whole(head.bias)
-    learned = labels[:, 1:] != -100
-    hidden = body.last_hidden_state[:, :-1][learned].to(weight.device)
+    # Of a model that is spread over devices the head may be on another one than its first layer and the batch.
+    states, here = body.last_hidden_state, labels.device
+    learned = (labels[:, 1:] != -100).to(states.device)
+    hidden, tokens = states[:, :-1][learned].to(weight.device), tokens.to(weight.device)
     if read is not None:
-        return HeadOutput(hidden.new_zeros(()), _read(hidden, weight, bias, read, tokens, transform))
+        found = _read(hidden, weight, bias, read, tokens, transform)
+        return HeadOutput(torch.zeros((), device=here), tuple(column.to(here) for column in found))
     assert objective is not None
     apply: Callable[..., Tensor] = _Blocks.apply
     loss = apply(hidden, weight, bias, objective, tokens, transform, scale)
-    return HeadOutput(loss, ())
+    return HeadOutput(loss.to(here), ())
 
 
 @torch.no_grad()
