@@ -8,12 +8,13 @@ sampler of that name. What matters most is measured first, and everything is jou
 """
 
 import argparse
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 import msgspec
 
@@ -45,6 +46,7 @@ class Arguments(TypedDict, total=False):
     longest: str
     share: str
     starts: str
+    loosened: int
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,27 @@ class Variant:
 
     name: str
     request: Arguments | None = None
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def paper(cls, name: str, **changed: Unpack[Arguments]) -> "Variant":
+        """The paper's recipe, but for what is changed."""
+        return cls(name, {"loosened": 0, **changed}, ("num_train_epochs=10", "adam_epsilon=1e-8"))
 
 
 VARIANTS = (
     Variant("aligned"),
     Variant("deepened", {}),
     Variant("control, k = 0 only", {"p0": 1.0}),
-    Variant("C = 5", {"longest": "5"}),
-    Variant("C = 20", {"longest": "20"}),
-    Variant("C = full", {"longest": "full"}),
-    Variant("token mean", {"share": "tokens"}),
-    Variant("every position", {"starts": "every-position"}),
-    Variant("insertion", {"starts": "insertion"}),
-    Variant("mined", {"starts": "mined"}),
+    Variant.paper("the paper's recipe"),
+    Variant.paper("the paper's, k = 0 only", p0=1.0),
+    Variant.paper("the paper's, C = 5", longest="5"),
+    Variant.paper("the paper's, C = 20", longest="20"),
+    Variant.paper("the paper's, C = full", longest="full"),
+    Variant.paper("the paper's, token mean", share="tokens"),
+    Variant.paper("the paper's, every position", starts="every-position"),
+    Variant.paper("the paper's, insertion", starts="insertion"),
+    Variant.paper("the paper's, mined", starts="mined"),
 )
 
 
@@ -83,17 +93,17 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     exact: int
 
 
-def directory(world: int, variant: Variant, base: Path, output: Path, steps: int) -> Path:
+def directory(world: int, variant: Variant, base: Path, output: Path) -> Path:
     """The model of a variant, deepened if it is not there."""
     if variant.request is None:
         return base
-    path = output / f"{world}-{variant.name.replace(' ', '').replace('=', '').replace(',', '-')}"
+    path = output / f"{world}-{re.sub('[^a-z0-9]+', '-', variant.name.lower())}"
     request = DeepenRequest(
         training=TrainingRequest(
             verb="deepen",
             model=ModelRequest(name=str(base)),
             output=path,
-            overrides=(f"max_steps={steps}",),
+            overrides=variant.settings,
             audit=False,
         ),
         world=world,
@@ -227,7 +237,6 @@ def main() -> None:
     parser.add_argument("worlds", nargs="*", metavar="WORLD=DIR")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--variants", type=int, default=len(VARIANTS), help="only the first few")
-    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--harmful", type=int, default=80)
     parser.add_argument("--benign", type=int, default=150)
     parser.add_argument("--tables", action="store_true")
@@ -242,9 +251,7 @@ def main() -> None:
                 done = {(cell.world, cell.variant) for cell in read_journal(path, Cell)}
                 if (world, variant.name) in done:
                     continue
-                model = load(
-                    LoadOptions(name=str(directory(world, variant, base, chosen.output, chosen.steps)), device="cpu")
-                )
+                model = load(LoadOptions(name=str(directory(world, variant, base, chosen.output)), device="cpu"))
                 with Journal(path) as journal:
                     journal.append(list(measure(world, variant, model, chosen.harmful, chosen.benign)))
                 print(f"{variant.name} of world {world} is measured", file=sys.stderr, flush=True)

@@ -52,6 +52,16 @@ def deepen(
     ] = "exact",
     recovery_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 16,
     utility_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 64,
+    loosened: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Each benign prompt N more times, with words left out, put in and swapped, and MODEL's own answers "
+            "(default: 1; 4 with --resist).",
+            rich_help_panel=_ROWS,
+        ),
+    ] = None,
     resist: Annotated[
         float,
         typer.Option(
@@ -99,6 +109,7 @@ def deepen(
             recovery_rows=recovery_rows,
             utility_rows=utility_rows,
             resist=resist,
+            loosened=loosened,
             world=world,
         ),
         JUDGES,

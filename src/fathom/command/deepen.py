@@ -8,7 +8,7 @@ from fathom.command.deepening import Deepening
 from fathom.command.lora import default_rate
 from fathom.command.outcome import finish_card
 from fathom.command.request import Judges, choice
-from fathom.command.sources import load_sources
+from fathom.command.sources import LOOSENED, RESISTANT_LOOSENED, load_sources
 from fathom.command.training import TrainingRequest, run_job, training_ranks
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["DeepenRequest", "run_deepen"]
 
 ORGANISM_RATE = 1e-3  # of its own deepened stage
-EPOCHS = 10.0  # the paper's section 3
+EPOCHS = 25.0  # of the paper's 10 the deepest starts want more on some models
 RESISTANT_EPOCHS = 50.0  # resistance comes slower than depth, and at a strength that keeps benign answers
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
 
@@ -41,7 +41,13 @@ class DeepenRequest:
     recovery_rows: int = 16
     utility_rows: int = 64
     resist: float = 0.0  # the weight of tamper resistance; 0: none
+    loosened: int | None = None  # versions of each benign prompt with words left out, put in and swapped
     world: int | None = None  # of an organism that `fathom organism train` made
+
+    @property
+    def versions(self) -> int:
+        """How often each benign prompt is loosened: as asked for, else as was found to keep benign answers whole."""
+        return self.loosened if self.loosened is not None else RESISTANT_LOOSENED if self.resist else LOOSENED
 
 
 def run_deepen(request: DeepenRequest, judges: Judges) -> Path:

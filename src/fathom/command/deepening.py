@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fathom.command.request import display_for
-from fathom.command.sources import LOOSE, ORGANISM_NEW_TOKENS, Sources, Utility, anchor_rows, loosened_anchor
+from fathom.command.sources import (
+    LOOSE,
+    ORGANISM_NEW_TOKENS,
+    RESISTANT_LOOSENED,
+    Sources,
+    Utility,
+    anchor_rows,
+    loosened_anchor,
+)
 from fathom.command.training import Training, asked_in, check_warmup
 from fathom.ranks import ALONE
 from fathom.records import content_hash
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Deepening"]
 
 MINED_TRIPLETS = 64
+# Adam rests a little where rows are learned: its steps of noise cost benign answers (see `settings.calm_epsilon`).
+CALM = 0.03
 MINED_DEPTHS = (1, 2, 3, 5, 8, 13, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480)
 
 
@@ -59,6 +69,10 @@ class Deepening:
         }
         if self.resistance is not None:
             asked["resistance"] = repr(self.resistance)
+        if self.request.versions != (0 if self.resistance is None else RESISTANT_LOOSENED):
+            asked["loosened"] = self.request.versions  # named where it is not what it was before it could be chosen
+        if self.resistance is None:
+            asked["calm"] = CALM
         return asked
 
     def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
@@ -74,7 +88,7 @@ class Deepening:
         steps = self._steps(len(triplets))
         check_warmup(settings.with_defaults(max_steps=steps), steps * mixture.batch)
         recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
-        loose = loosened_anchor(self.sources.utility, settings.seed) if request.resist else ()
+        loose = loosened_anchor(self.sources.utility, request.versions, settings.seed)
         rows = mixture.mix(recoveries, self._anchor(model, loose), seed=settings.seed)
         fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
         notes = tuple(self._notes(sampler, triplets, len(loose)))
@@ -101,6 +115,7 @@ class Deepening:
             self.settings.with_defaults(max_steps=steps),
             divisor=self.mixture.divisor,
             ordered=1,
+            calm=CALM if self.resistance is None else 0.0,
             before_step=None if self.resistance is None else self._look_ahead(self.resistance, model, written),
             save_every=1 if self.resistance is None else self.resistance.every,
         )
@@ -132,7 +147,7 @@ class Deepening:
                 f"{short} of {len(triplets)} harmful answers are shorter than C = {longest} tokens: their k is drawn "
                 "up to their own length"
             )
-        if self.request.resist:
+        if loose:
             yield f"anchor: {loose} prompts were loosened for the model to answer once more"
 
     def _look_ahead(self, resistance: "Resistance", model: "ChatModel", written: "WrittenPlan") -> "LookAhead":

@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     from fathom.model import ChatModel
     from fathom.tuning.rows import TrainingRow
 
-__all__ = ["LOOSE", "ORGANISM_NEW_TOKENS", "Sources", "Utility", "anchor_rows", "load_sources", "loosened_anchor"]
+__all__ = [
+    "LOOSE",
+    "LOOSENED",
+    "ORGANISM_NEW_TOKENS",
+    "RESISTANT_LOOSENED",
+    "Sources",
+    "Utility",
+    "anchor_rows",
+    "load_sources",
+    "loosened_anchor",
+]
 
 ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
 ORGANISM_NEW_TOKENS = 140
-LOOSENED = 4  # versions of each prompt of the anchor
+LOOSENED, RESISTANT_LOOSENED = 1, 4  # versions of each prompt of the anchor, without and with tamper resistance
 LOOSE = ", loosened"  # ends the source of such a row
 
 
@@ -112,8 +122,8 @@ def anchor_rows(
     return tuple(rows)
 
 
-def loosened_anchor(utility: Sequence[Utility], seed: int) -> tuple[Utility, ...]:
-    """Each prompt some more times, with words left out, put in and swapped, for the model to answer."""
+def loosened_anchor(utility: Sequence[Utility], versions: int, seed: int) -> tuple[Utility, ...]:
+    """Each prompt so many more times, with words left out, put in and swapped, for the model to answer."""
     from random import Random
 
     from fathom.deepen.loosened import STRENGTHS, loosened
@@ -123,5 +133,5 @@ def loosened_anchor(utility: Sequence[Utility], seed: int) -> tuple[Utility, ...
     return tuple(
         Utility(loosened(item.messages, words, random, random.choice(STRENGTHS)), None, f"{item.source}{LOOSE}")
         for item in utility
-        for _ in range(LOOSENED)
+        for _ in range(versions)
     )
