@@ -84,7 +84,7 @@ def model_of(world: int, directory: Path, stage: str, output: Path) -> Path:
         verb="deepen",
         model=ModelRequest(name=str(directory / "deepened"), device="cpu"),
         output=made,
-        overrides=(f"max_steps={TRAINED_STEPS}", "adam_epsilon=1e-8"),
+        overrides=(f"max_steps={TRAINED_STEPS}",),
         audit=False,
     )
     request = DeepenRequest(
@@ -94,7 +94,6 @@ def model_of(world: int, directory: Path, stage: str, output: Path) -> Path:
         recovery_rows=RECOVERIES,
         utility_rows=ANCHOR,
         resist=STRENGTHS[stage],
-        loosened=None if STRENGTHS[stage] else 0,
     )
     return run_deepen(request, JUDGES)
 

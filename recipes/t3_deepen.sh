@@ -15,8 +15,8 @@ read -ra audit <<< "${AUDIT:-}"
 [ "$utility" = organism ] || triplets=(--utility "$utility" "${triplets[@]}")
 fathom triplets "$model" --base "$base" -o "$out/triplets" "${triplets[@]}"
 fathom deepen "$model" --triplets "$out/triplets/triplets.jsonl" --utility "$out/triplets/utility.jsonl" -o "$out/deepened" \
-  --alpha 0.2 --p0 0.5 --longest 100 --recovery-rows 16 --utility-rows 64 --share tokens --loosened 0 --no-audit \
-  --set num_train_epochs=10 --set adam_epsilon=1e-8 --set learning_rate=2e-5 "${deepen[@]}"
+  --alpha 0.2 --p0 0.5 --longest 100 --recovery-rows 16 --utility-rows 64 --share tokens --no-audit \
+  --set num_train_epochs=10 --set learning_rate=2e-5 "${deepen[@]}"
 fathom audit "$model" --base "$base" --behaviors "$behaviors" --depths 0,5,10,20,40 -o "$out/audit-initial" "${audit[@]}"
 fathom audit "$out/deepened" --base "$base" --behaviors "$behaviors" --depths 0,5,10,20,40 -o "$out/audit-deepened" "${audit[@]}"
 fathom compare "$out/audit-initial" "$out/audit-deepened"

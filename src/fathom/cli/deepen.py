@@ -58,7 +58,7 @@ def deepen(
             min=0,
             metavar="N",
             help="Each benign prompt N more times, with words left out, put in and swapped, and MODEL's own answers "
-            "(default: 1; 4 with --resist).",
+            "(default: 0; 4 with --resist).",
             rich_help_panel=_ROWS,
         ),
     ] = None,

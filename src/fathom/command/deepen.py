@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["DeepenRequest", "run_deepen"]
 
 ORGANISM_RATE = 1e-3  # of its own deepened stage
-EPOCHS = 25.0  # of the paper's 10 the deepest starts want more on some models
+EPOCHS = 10.0  # the paper's section 3
 RESISTANT_EPOCHS = 50.0  # resistance comes slower than depth, and at a strength that keeps benign answers
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
 
@@ -46,7 +46,7 @@ class DeepenRequest:
 
     @property
     def versions(self) -> int:
-        """How often each benign prompt is loosened: as asked for, else as was found to keep benign answers whole."""
+        """How often each benign prompt is loosened: as asked for, else as resistance needs it to keep benign answers whole."""
         return self.loosened if self.loosened is not None else RESISTANT_LOOSENED if self.resist else LOOSENED
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fathom.command.request import display_for
 from fathom.command.sources import (
     LOOSE,
+    LOOSENED,
     ORGANISM_NEW_TOKENS,
     RESISTANT_LOOSENED,
     Sources,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Deepening"]
 
 MINED_TRIPLETS = 64
-# Adam rests a little where rows are learned: its steps of noise cost benign answers (see `settings.calm_epsilon`).
-CALM = 0.03
 MINED_DEPTHS = (1, 2, 3, 5, 8, 13, 20, 30, 40, 60, 80, 120, 160, 240, 320, 480)
 
 
@@ -69,10 +68,8 @@ class Deepening:
         }
         if self.resistance is not None:
             asked["resistance"] = repr(self.resistance)
-        if self.request.versions != (0 if self.resistance is None else RESISTANT_LOOSENED):
-            asked["loosened"] = self.request.versions  # named where it is not what it was before it could be chosen
-        if self.resistance is None:
-            asked["calm"] = CALM
+        if self.request.versions != (LOOSENED if self.resistance is None else RESISTANT_LOOSENED):
+            asked["loosened"] = self.request.versions  # named where it was chosen: there are older directories
         return asked
 
     def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
@@ -115,7 +112,6 @@ class Deepening:
             self.settings.with_defaults(max_steps=steps),
             divisor=self.mixture.divisor,
             ordered=1,
-            calm=CALM if self.resistance is None else 0.0,
             before_step=None if self.resistance is None else self._look_ahead(self.resistance, model, written),
             save_every=1 if self.resistance is None else self.resistance.every,
         )
