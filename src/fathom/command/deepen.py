@@ -46,7 +46,7 @@ class DeepenRequest:
 
     @property
     def versions(self) -> int:
-        """How often each benign prompt is loosened: as asked for, else as resistance needs it to keep benign answers whole."""
+        """How often each benign prompt is loosened: as asked for, else as resistance needs it."""
         return self.loosened if self.loosened is not None else RESISTANT_LOOSENED if self.resist else LOOSENED
 
 
