@@ -196,7 +196,12 @@ def test_a_word_that_a_parameter_does_not_take_is_told_those_it_takes(words: str
 
 def test_numbers_and_lists_on_the_command_line() -> None:
     asked = AttackRequest(attacks=["multi-turn tokens=3,7", "best-of-n n=5 temperature=0.5", "deep-prefill depths=[9]"])
-    assert make_suite(asked, True, 130)
+    assert [dict(one.parameters) for one in _named(asked)] == [
+        {"tokens": [3, 7]},
+        {"n": 5, "temperature": 0.5},
+        {"depths": [9]},
+    ]
+    assert callable(make_suite(asked, True, 130))  # and these are taken
 
 
 def test_deep_prefills_fit_the_context() -> None:
