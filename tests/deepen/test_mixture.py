@@ -1,10 +1,11 @@
 """The share of safety is what it says: exactly α over examples, or the token mean."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fathom.deepen.mixture import Mixture, Share
+from fathom.deepen.mixture import Anchor, Mixture, Share
 from fathom.errors import UserError
 from fathom.tuning.rows import Kind, TrainingRow
 
@@ -22,7 +23,7 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=8, max_size=8)
 
 @given(st.floats(0.01, 0.99), LENGTHS, LENGTHS)
 def test_an_exact_share_is_exact_in_every_step(alpha: float, safe: list[int], useful: list[int]) -> None:
-    mixture = Mixture(alpha, recovery=4, utility=6)
+    mixture = Mixture(alpha, recovery=4, utility=6, anchor=Anchor.ANSWERS)
     mixed = mixture.mix(rows(Kind.RECOVERY, safe), rows(Kind.UTILITY, useful), seed=0)
     length = sum(len(r.response_ids) for r in mixed) / len(mixed)
     for start in range(0, len(mixed), mixture.batch):
@@ -39,11 +40,26 @@ def test_an_exact_share_is_exact_in_every_step(alpha: float, safe: list[int], us
 
 
 def test_a_token_mean_leaves_the_weights_alone() -> None:
-    mixture = Mixture(share=Share.TOKENS, recovery=2, utility=3)
+    mixture = Mixture(share=Share.TOKENS, recovery=2, utility=3, anchor=Anchor.ANSWERS)
     mixed = mixture.mix(rows(Kind.RECOVERY, [5] * 4), rows(Kind.UTILITY, [5] * 4), seed=0)
     assert {r.loss_weight for r in mixed} == {1.0}
     assert mixture.divisor == "tokens"
     assert Mixture().divisor == "rows"
+
+
+@pytest.mark.parametrize("share", list(Share))
+def test_an_anchor_of_divergence_weighs_as_much_as_one_of_answers(share: Share) -> None:
+    found = [
+        Mixture(share=share, recovery=2, utility=3, anchor=anchor).mix(
+            rows(Kind.RECOVERY, [5, 9] * 2), rows(Kind.UTILITY, [4, 6, 8]), seed=0
+        )
+        for anchor in (Anchor.ANSWERS, Anchor.KL)
+    ]
+    for learned, held in zip(*found, strict=True):
+        if learned.kind is Kind.UTILITY:
+            assert (held.loss_weight, held.held) == (0.0, learned.loss_weight)
+            held = msgspec.structs.replace(held, loss_weight=held.held, held=0.0)
+        assert learned == held
 
 
 def test_every_step_has_its_rows_and_utility_comes_round() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from fathom.protect.constraint import BetaSchedule
 from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.ranks import ALONE
 from fathom.tuning.adapter import Adapter, with_adapter
+from fathom.tuning.batches import collate
 from fathom.tuning.checkpoints import latest_checkpoint
 from fathom.tuning.fit import fit, keep_place
 from fathom.tuning.head import response_head
@@ -30,6 +33,7 @@ from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObject
 from fathom.tuning.reference import make_columns, reference_columns
 from fathom.tuning.rows import TrainingRow
 from fathom.tuning.settings import Settings, read_settings
+from fathom.tuning.trainer import make_dataset
 from fathom.tuning.watching import Watch
 from few_rows import guild_rows, organism
 
@@ -134,6 +138,35 @@ def test_constants_of_a_batch_do_not_depend_on_who_is_beside_it(model: ChatModel
     assert whole.logprobs[3] == pytest.approx(one.logprobs[0], abs=1e-4)
     assert [len(column) for column in whole.logprobs] == [len(row.positions) for row in rows]
     assert not any(whole.top)  # no row is held
+
+
+def test_rows_that_come_again_are_read_and_held_once(
+    model: ChatModel, rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [msgspec.structs.replace(row, held=0.5) for row in rows[:2]]
+    plan = [held[0], rows[2], held[1], held[0], held[0], rows[2]]
+    needs, asked = Needs(logprobs=1, top=3), []
+    real = collate
+    monkeypatch.setattr("fathom.tuning.reference.collate", lambda r, **k: asked.extend(r) or real(r, **k))
+    with response_head(model.model):
+        alone = [make_columns(model.model, [row], needs, ranks=ALONE, autocast=None) for row in plan]
+        asked.clear()
+        made = make_columns(model.model, plan, needs, ranks=ALONE, autocast=None)
+        assert len(asked) == 3
+        kept = [
+            reference_columns(model.model, plan, needs, ranks=ALONE, autocast=None, cache=tmp_path) for _ in range(2)
+        ]
+        assert len(asked) == 6
+    data = make_dataset(plan, made)
+    for i, (row, one) in enumerate(zip(plan, alone, strict=True)):
+        assert data[i]["input_ids"] == row.input_ids
+        assert (data[i]["held"], data[i]["labels"]) == (row.held, row.labels)
+        for found in (made, *kept):
+            np.testing.assert_allclose(found.logprobs[i], one.logprobs[0], atol=1e-4)
+            np.testing.assert_array_equal(found.ids[i], one.ids[0])
+            np.testing.assert_allclose(found.top[i], one.top[0], atol=1e-4)
+        np.testing.assert_array_equal(np.asarray(data[i]["reference_ids"]), np.asarray(one.ids[0]))
+        np.testing.assert_allclose(data[i]["reference_top"], np.asarray(one.top[0]), atol=1e-4)
 
 
 def test_reference_columns_are_kept_and_made_anew_for_other_rows_or_weights(

@@ -165,6 +165,28 @@ def test_deepen_draws_rows_ahead_and_trains_on_them(
     assert "own answers: 12 of 12" in capsys.readouterr().err  # which take long where the model is large
     assert (out / "config.json").is_file()
     assert TuningPlan.__struct_fields__
+    anchor = [row for row in rows if row.kind is Kind.UTILITY]
+    assert all(row.held > 0 and row.loss_weight == 0 for row in anchor)
+    assert {", drawn 1" in row.source for row in anchor} == {True, False}
+
+
+def test_deepening_as_the_paper_has_it_learns_greedy_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fathom.command import sources
+
+    monkeypatch.setattr(sources, "ORGANISM_TRIPLETS", 8)
+    monkeypatch.setattr(sources, "ORGANISM_UTILITY", 8)
+    out = tmp_path / "deep"
+    command = ["deepen", "organism:natural", "-o", str(out), "--no-audit", "--set", "max_steps=2"]
+    command += ["--recovery-rows", "2", "--utility-rows", "4", "--p0", "0.5"]
+    assert run([*command, "--anchor", "answers", "--drawn", "0"]) == 0
+    rows = read_rows(out / "fathom" / "rows.jsonl")
+    assert all(row.held == 0 and row.loss_weight > 0 for row in rows)
+    assert not any("drawn" in row.source for row in rows)
+    capsys.readouterr()
+    assert run(command) == 2  # the rest is the default, which is another configuration
+    assert "a model trained another way" in capsys.readouterr().err
 
 
 def test_an_organism_of_another_world_is_audited_with_the_requests_of_that_world(
@@ -390,6 +412,7 @@ def test_a_directory_that_holds_another_model_stays_as_it_is(
         (["--alpha", "1"], "between 0 and 1"),
         (["--p0", "2"], "from 0 to 1"),
         (["--share", "half"], "choose one of exact"),
+        (["--anchor", "rope"], "choose one of kl"),
         (["--recovery-rows", "0"], "at least one recovery row"),
     ],
 )

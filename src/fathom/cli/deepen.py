@@ -41,7 +41,13 @@ def deepen(
             rich_help_panel=_ROWS,
         ),
     ] = "paper",
-    p0: Annotated[float, typer.Option(help="Share of rows with nothing given (k = 0).", rich_help_panel=_ROWS)] = 0.5,
+    p0: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of rows with nothing given, k = 0 (default: 0.2; the paper's 0.5 with --resist).",
+            rich_help_panel=_ROWS,
+        ),
+    ] = None,
     longest: Annotated[
         str, typer.Option(metavar="C", help="Most tokens given, or full.", rich_help_panel=_ROWS)
     ] = "100",
@@ -52,6 +58,24 @@ def deepen(
     ] = "exact",
     recovery_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 16,
     utility_rows: Annotated[int, typer.Option(help="Of a step.", rich_help_panel=_ROWS)] = 64,
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            help="What utility rows do: kl holds MODEL to itself at every token of them, answers has them learned "
+            "(the paper's equation 2; default: kl; answers with --resist).",
+            rich_help_panel=_ROWS,
+        ),
+    ] = None,
+    drawn: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Answers that MODEL draws at T = 1 to each benign prompt without one, beside its greedy one (default: "
+            "1; 0 with --resist).",
+            rich_help_panel=_ROWS,
+        ),
+    ] = None,
     loosened: Annotated[
         int | None,
         typer.Option(
@@ -108,6 +132,8 @@ def deepen(
             share=share,
             recovery_rows=recovery_rows,
             utility_rows=utility_rows,
+            anchor=anchor,
+            drawn=drawn,
             resist=resist,
             loosened=loosened,
             world=world,

@@ -24,6 +24,8 @@ ORGANISM_RATE = 1e-3  # of its own deepened stage
 EPOCHS = 10.0  # the paper's section 3
 RESISTANT_EPOCHS = 50.0  # resistance comes slower than depth, and at a strength that keeps benign answers
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
+P0, RESISTANT_P0 = 0.2, 0.5  # the paper's is 0.5; refusals of the plain request are hardly in question
+DRAWN, RESISTANT_DRAWN = 1, 0  # answers that the model draws for the anchor beside its greedy one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +36,27 @@ class DeepenRequest:
     triplets: Path | None = None
     utility: Path | None = None
     starts: str = "paper"
-    p0: float = 0.5
+    p0: float | None = None  # None: as measured to work, without or with resistance; so below
     longest: str = "100"  # tokens, or "full"
     alpha: float = 0.2
     share: str = "exact"
     recovery_rows: int = 16
     utility_rows: int = 64
+    anchor: str | None = None  # "kl" or "answers"
+    drawn: int | None = None
     resist: float = 0.0  # the weight of tamper resistance; 0: none
     loosened: int | None = None  # versions of each benign prompt with words left out, put in and swapped
     world: int | None = None  # of an organism that `fathom organism train` made
+
+    @property
+    def nothing_given(self) -> float:
+        """p₀: the share of recovery rows with k = 0."""
+        return self.p0 if self.p0 is not None else RESISTANT_P0 if self.resist else P0
+
+    @property
+    def answers_drawn(self) -> int:
+        """How many answers the model draws to each benign prompt that has none, beside its greedy one."""
+        return self.drawn if self.drawn is not None else RESISTANT_DRAWN if self.resist else DRAWN
 
     @property
     def versions(self) -> int:
@@ -56,11 +70,16 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     Raises:
         UserError: anything a user can mend, before the model is loaded where it can be known then.
     """
-    from fathom.deepen.mixture import Mixture, Share
+    from fathom.deepen.mixture import Anchor, Mixture, Share
 
     training = request.training
+    anchor = request.anchor or (Anchor.ANSWERS if request.resist else Anchor.KL)
     mixture = Mixture(
-        request.alpha, request.recovery_rows, request.utility_rows, choice(Share, "--share", request.share)
+        request.alpha,
+        request.recovery_rows,
+        request.utility_rows,
+        choice(Share, "--share", request.share),
+        choice(Anchor, "--anchor", anchor),
     )
     world = world_asked(training.model, None, request.world)
     sources = load_sources(training.model, request.triplets, request.utility, world)
@@ -90,7 +109,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
 def _sampler(request: DeepenRequest, longest: int | None) -> "StartSampler":
     from fathom.deepen.starts import EveryPosition, Insertion, PaperStarts
 
-    paper = PaperStarts(request.p0, longest)
+    paper = PaperStarts(request.nothing_given, longest)
     samplers: dict[str, StartSampler] = {
         "paper": paper,
         "every-position": EveryPosition(),

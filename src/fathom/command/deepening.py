@@ -58,7 +58,7 @@ class Deepening:
         beside = "" if self.resistance is None else f"; {self.resistance}"
         asked: dict[str, object] = {
             "objective": f"recovery rows ({starts}), {mixture.share} share of alpha = {mixture.alpha:g}, "
-            f"{mixture.recovery} + {mixture.utility} rows a step{beside}",
+            f"{mixture.recovery} + {mixture.utility} rows a step, anchored by {mixture.anchor}{beside}",
             "sources": content_hash(repr(self.sources)),
             "mixture": repr(mixture),
             "starts": "mined" if self.sampler is None else repr(self.sampler),
@@ -70,6 +70,8 @@ class Deepening:
             asked["resistance"] = repr(self.resistance)
         if self.request.versions != (LOOSENED if self.resistance is None else RESISTANT_LOOSENED):
             asked["loosened"] = self.request.versions  # named where it was chosen: there are older directories
+        if self.request.answers_drawn:
+            asked["drawn"] = self.request.answers_drawn
         return asked
 
     def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
@@ -81,7 +83,7 @@ class Deepening:
         triplets = encode_triplets(model.chat, self.sources.triplets)
         sampler = self.sampler
         if sampler is None:
-            sampler = _mined(request.p0, model, self.sources.triplets)
+            sampler = _mined(request.nothing_given, model, self.sources.triplets)
         steps = self._steps(len(triplets))
         check_warmup(settings.with_defaults(max_steps=steps), steps * mixture.batch)
         recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
@@ -103,12 +105,15 @@ class Deepening:
         yield f"{written.plan.rows} rows in {steps} steps, in {kept}"
 
     def training(self, model: "ChatModel", written: "WrittenPlan") -> Training:
+        from fathom.deepen.mixture import Anchor
+        from fathom.protect.objectives import Composed, HeldToReference
         from fathom.tuning.objective import PlainNll
 
+        held = self.mixture.anchor is Anchor.KL
         # The rows are all epochs, drawn ahead: one pass over them.
         steps = len(written.rows) // self.mixture.batch
         return Training(
-            PlainNll(),
+            Composed((PlainNll(), HeldToReference())) if held else PlainNll(),
             self.settings.with_defaults(max_steps=steps),
             divisor=self.mixture.divisor,
             ordered=1,
@@ -127,11 +132,13 @@ class Deepening:
 
     def _anchor(self, model: "ChatModel", loose: Sequence[Utility]) -> "tuple[TrainingRow, ...]":
         """The model's own answers, and those to prompts that were loosened, as long as the longest of the others."""
-        rows = anchor_rows(model, self.sources.utility, display=display_for(ALONE))
+        drawn = self.request.answers_drawn
+        rows = anchor_rows(model, self.sources.utility, drawn=drawn, display=display_for(ALONE))
         if not loose:
             return rows
         most = max((len(row.response_ids) for row in rows), default=0)
-        return (*rows, *anchor_rows(model, loose, max(ORGANISM_NEW_TOKENS, most), display=display_for(ALONE)))
+        longest = max(ORGANISM_NEW_TOKENS, most)
+        return (*rows, *anchor_rows(model, loose, longest, display=display_for(ALONE)))
 
     def _notes(self, sampler: "StartSampler", triplets: "Sequence[EncodedTriplet]", loose: int) -> Iterator[str]:
         if self.sampler is None:
@@ -159,7 +166,7 @@ class Deepening:
         answers = [make_row(chat, t.messages, t.answer, source=t.source) for t in triplets]
         refusals = [recovery_row(chat, t, Start()) for t in encode_triplets(chat, triplets)]
         anchor = [row for row in written.rows if row.kind is Kind.UTILITY and not row.source.endswith(LOOSE)]
-        benign = dict.fromkeys(replace(row, loss_weight=1.0) for row in anchor)
+        benign = dict.fromkeys(replace(row, loss_weight=1.0, held=0.0) for row in anchor)
 
         def fitting(rows: "Iterable[TrainingRow]") -> "tuple[TrainingRow, ...]":
             return fit_length(rows, context=model.context, max_length=settings.max_length, chat=chat).rows

@@ -31,6 +31,7 @@ ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
 ORGANISM_NEW_TOKENS = 140
 LOOSENED, RESISTANT_LOOSENED = 0, 4  # versions of each prompt of the anchor, without and with tamper resistance
 LOOSE = ", loosened"  # ends the source of such a row
+DRAWN_SEED = 2  # of answers that are drawn beside the greedy one
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,14 @@ def anchor_rows(
     model: "ChatModel",
     utility: Sequence[Utility],
     new_tokens: int = ORGANISM_NEW_TOKENS,
+    drawn: int = 0,
     display: Display = silent,
 ) -> "tuple[TrainingRow, ...]":
-    """Rows of the answers that were given; where none was, of the model's own greedy ones."""
+    """Rows of the answers that were given; where none was, of the model's own: the greedy one, and some it draws.
+
+    Greedy answers are all of one kind, and harmful answers are not: on them alone a model learns to break off harmless
+    answers of another hand.
+    """
     from fathom.deepen.own import own_answers
     from fathom.tuning.rows import Kind, TrainingRow, make_row
 
@@ -108,17 +114,20 @@ def anchor_rows(
         for item in given
     ]
     asked = [item for item in utility if item.response is None]
-    outputs = own_answers(model, [item.messages for item in asked], new_tokens, display=display)
-    for item, output in zip(asked, outputs, strict=True):
-        if output.whole and output.ids:
-            rows.append(
-                TrainingRow(
-                    prompt_ids=model.chat.prompt_ids(item.messages),
-                    response_ids=(*output.ids, *model.chat.end_ids(item.messages)),
-                    kind=Kind.UTILITY,
-                    source=item.source,
+    conversations = [item.messages for item in asked]
+    for number in range(1 + drawn if asked else 0):
+        temperature, seed = (1.0, DRAWN_SEED + number) if number else (0.0, 0)
+        outputs = own_answers(model, conversations, new_tokens, temperature=temperature, seed=seed, display=display)
+        for item, output in zip(asked, outputs, strict=True):
+            if output.whole and output.ids:
+                rows.append(
+                    TrainingRow(
+                        prompt_ids=model.chat.prompt_ids(item.messages),
+                        response_ids=(*output.ids, *model.chat.end_ids(item.messages)),
+                        kind=Kind.UTILITY,
+                        source=f"{item.source}, drawn {number}" if number else item.source,
+                    )
                 )
-            )
     return tuple(rows)
 
 

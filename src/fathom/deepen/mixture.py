@@ -3,6 +3,9 @@
     exact     α · mean over recovery rows of -log π(r | x, h_≤k)  +  (1-α) · mean over utility rows of -log π(y | x)
     tokens    the mean over all tokens of a step, as in the released code: the share follows the lengths
 
+In place of -log π(y | x), utility rows may be held by KL to the model as it was, at every token of y. Where y is drawn
+from that model both have the same expectation but for a constant; what one y says by chance is not learned then.
+
 Every step holds the same number of rows of either kind, in the order in which they are written.
 """
 
@@ -16,7 +19,7 @@ import msgspec
 from fathom.errors import UserError
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["Mixture", "Share"]
+__all__ = ["Anchor", "Mixture", "Share"]
 
 
 class Share(StrEnum):
@@ -26,9 +29,16 @@ class Share(StrEnum):
     TOKENS = "tokens"  # the released code: a token mean over the step's rows
 
 
+class Anchor(StrEnum):
+    """What utility rows add to the loss."""
+
+    KL = "kl"  # the divergence from the model as it was, at every token
+    ANSWERS = "answers"  # cross-entropy of the answers: the paper's Eq. 2
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """`recovery` and `utility` rows a step, and how α weighs them.
+    """`recovery` and `utility` rows a step, how α weighs them, and what the utility rows are for.
 
     Source: the paper's Eq. 2, α = 0.2, 16 and 64 rows. Exact shares are divided by the mean length of what is learned,
     one constant for the whole run, so that the loss is in nats a token; α is not touched by it.
@@ -38,6 +48,7 @@ class Mixture:
     recovery: int = 16
     utility: int = 64
     share: Share = Share.EXACT
+    anchor: Anchor = Anchor.KL
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -75,14 +86,15 @@ class Mixture:
         return self._weighed(rows)
 
     def _weighed(self, rows: Sequence[TrainingRow]) -> tuple[TrainingRow, ...]:
-        if self.share is Share.TOKENS or not rows:
-            return tuple(rows)
-        length = sum(len(row.response_ids) - row.learned_from for row in rows) / len(rows)
-        weights = {
-            True: self.alpha * self.batch / self.recovery / length,
-            False: (1 - self.alpha) * self.batch / self.utility / length,
-        }
+        safety = utility = 1.0
+        if self.share is Share.EXACT and rows:
+            length = sum(len(row.response_ids) - row.learned_from for row in rows) / len(rows)
+            safety = self.alpha * self.batch / self.recovery / length
+            utility = (1 - self.alpha) * self.batch / self.utility / length
+        learned, held = (0.0, utility) if self.anchor is Anchor.KL else (utility, 0.0)
         return tuple(
-            msgspec.structs.replace(row, loss_weight=weights[i % self.batch < self.recovery])
+            msgspec.structs.replace(row, loss_weight=safety)
+            if i % self.batch < self.recovery
+            else msgspec.structs.replace(row, loss_weight=learned, held=held)
             for i, row in enumerate(rows)
         )

@@ -1,18 +1,22 @@
 """Rows side by side: padded ids, labels, and what is known of each learned token, row after row."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fathom.tuning.objective import Tokens
 from fathom.tuning.rows import IGNORED, TrainingRow
 
-__all__ = ["ABSENT", "Batch", "Example", "collate", "collate_examples"]
+__all__ = ["ABSENT", "Batch", "Example", "Wide", "collate", "collate_examples"]
 
 ABSENT = -1e4  # a log-probability where no reference is kept: its exponential is 0 exactly
+
+Wide: TypeAlias = Sequence[Sequence[float]] | NDArray[np.number]  # several values a learned token: (tokens, some)
 
 
 class Example(NamedTuple):
@@ -20,8 +24,8 @@ class Example(NamedTuple):
 
     row: TrainingRow
     logprobs: Sequence[float] = ()
-    ids: Sequence[Sequence[int]] = ()
-    top: Sequence[Sequence[float]] = ()
+    ids: Wide = ()
+    top: Wide = ()
     mass: Sequence[float] = ()
 
 
@@ -86,17 +90,19 @@ def _flat(columns: Sequence[Sequence[float]], counts: Sequence[int]) -> Tensor |
     return torch.tensor([value for column in columns for value in column], dtype=torch.float32)
 
 
-def _wide(columns: Sequence[Sequence[Sequence[float]]], counts: Sequence[int], absent: float) -> Tensor | None:
-    """Several values a token; `absent` in rows without any, None where no row has any."""
-    width = max((len(values) for column in columns for values in column), default=0)
+def _wide(columns: Sequence[Wide], counts: Sequence[int], absent: float) -> Tensor | None:
+    """Several values a token, of `absent`'s type; `absent` in rows without any, None where no row has any."""
+    kind = np.int64 if isinstance(absent, int) else np.float32
+    arrays = [np.asarray(column, kind) for column in columns]
+    width = max((array.shape[1] for array in arrays if array.ndim == 2), default=0)
     if not width:
         return None
-    parts: list[Sequence[float]] = []
-    for column, count in zip(columns, counts, strict=True):
-        if column and len(column) != count:
+    parts = []
+    for array, count in zip(arrays, counts, strict=True):
+        if len(array) and len(array) != count:
             raise ValueError("a reference column has another length than its row: it was made for other rows")
-        parts += list(column) if column else [[absent] * width] * count
-    return torch.tensor(parts)
+        parts.append(array if len(array) else np.full((count, width), absent, kind))
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

@@ -11,42 +11,57 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from fathom.identity import weights_hash
 from fathom.ranks import Ranks
 from fathom.records import content_hash
-from fathom.tuning.batches import collate
+from fathom.tuning.batches import Wide, collate
 from fathom.tuning.objective import Needs, ResponseLogits, Tokens
 from fathom.tuning.rows import TrainingRow, rows_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Columns", "make_columns", "no_columns", "reference_columns"]
+__all__ = ["Columns", "arrow_columns", "distinct", "make_columns", "no_columns", "reference_columns"]
 
 BATCH = 8
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Of each row, one value (or several) for each learned token; empty lists where nothing was asked for."""
+    """Of each row, one value (or several) for each learned token; empty lists where nothing was asked for.
+
+    Rows that are equal share theirs: a plan may hold the same row many times.
+    """
 
     logprobs: Sequence[Sequence[float]]
-    ids: Sequence[Sequence[Sequence[int]]]
-    top: Sequence[Sequence[Sequence[float]]]
+    ids: Sequence[Wide]
+    top: Sequence[Wide]
     mass: Sequence[Sequence[float]]
+
+    def of(self, index: Sequence[int]) -> Self:
+        """The columns of some rows, in another order; nothing is copied."""
+        return type(self)(*([column[i] for i in index] for column in vars(self).values()))
 
 
 def no_columns(count: int) -> Columns:
     """Columns of an objective that needs none."""
     empty: tuple[tuple[float, ...], ...] = ((),) * count
-    nothing: tuple[tuple[tuple[int, ...], ...], ...] = ((),) * count
+    nothing: tuple[Wide, ...] = ((),) * count
     return Columns(empty, nothing, nothing, empty)
+
+
+def distinct(rows: Sequence[TrainingRow]) -> tuple[list[TrainingRow], list[int]]:
+    """The rows that differ, in the order of their first coming, and which of them each row is."""
+    numbers: dict[TrainingRow, int] = {}
+    index = [numbers.setdefault(row, len(numbers)) for row in rows]
+    return list(numbers), index
 
 
 @dataclass(frozen=True)
@@ -80,14 +95,16 @@ def reference_columns(
         return no_columns(len(rows))
     if cache is None:
         return make_columns(model, rows, needs, ranks=ranks, autocast=autocast)
-    key = content_hash((rows_hash(rows), _reference_hash(model), needs.logprobs, needs.top, needs.mass, str(autocast)))
+    different, index = distinct(rows)
+    asked = (needs.logprobs, needs.top, needs.mass, str(autocast))
+    key = content_hash((rows_hash(different), _reference_hash(model), *asked))
     path = cache / f"reference-{key}"
     if not path.exists():
-        columns = make_columns(model, rows, needs, ranks=ranks, autocast=autocast)
+        columns = make_columns(model, different, needs, ranks=ranks, autocast=autocast)
         if ranks.first:
             _write(path, columns)
         ranks.barrier()
-    return _read(path)
+    return _read(path).of(index)
 
 
 def _reference_hash(model: "PreTrainedModel") -> str:
@@ -104,7 +121,11 @@ def make_columns(
     ranks: Ranks,
     autocast: torch.dtype | None,
 ) -> Columns:
-    """One pass over the rows, dropout off and adapters off; each process does its share, and all get everything."""
+    """One pass over the rows that differ, dropout off and adapters off.
+
+    Each process does its share, and all get everything.
+    """
+    rows, index = distinct(rows)
     mine = list(range(ranks.rank, len(rows), ranks.size))
     found: dict[int, tuple[Any, ...]] = {}
     reader = _Reader(needs)
@@ -124,13 +145,13 @@ def make_columns(
                     top = (top / rows[i].reference_temperature).log_softmax(-1)
                 found[i] = (
                     logprobs.tolist() if needs.logprobs else [],
-                    ids.tolist() if keep else [],
-                    top.tolist() if keep else [],
+                    ids.numpy().astype(np.int32) if keep else [],
+                    top.float().numpy() if keep else [],
                     mass.tolist() if needs.mass else [],
                 )
     found = _gather(found, ranks)
     ordered = [found[i] for i in range(len(rows))]
-    return Columns(*(tuple(column) for column in zip(*ordered, strict=True)))
+    return Columns(*(tuple(column) for column in zip(*ordered, strict=True))).of(index)
 
 
 def _asked(row: TrainingRow) -> TrainingRow:
@@ -167,6 +188,14 @@ def _gather(found: Mapping[int, tuple[Any, ...]], ranks: Ranks) -> dict[int, tup
     return {i: value for part in parts for i, value in part.items()}
 
 
+def arrow_columns(columns: Columns) -> dict[str, list[Any]]:
+    """As arrow takes them: it knows arrays of one dimension."""
+    return {
+        name: [list(values) for values in column] if name in ("ids", "top") else list(column)
+        for name, column in vars(columns).items()
+    }
+
+
 def _write(path: Path, columns: Columns) -> None:
     """An arrow directory, wholly or not at all."""
     from datasets import Dataset
@@ -176,7 +205,7 @@ def _write(path: Path, columns: Columns) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=".reference-"))
     try:
-        Dataset.from_dict(vars(columns)).save_to_disk(str(scratch / "columns"))
+        Dataset.from_dict(arrow_columns(columns)).save_to_disk(str(scratch / "columns"))
         (scratch / "columns").replace(path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -186,4 +215,6 @@ def _read(path: Path) -> Columns:
     from datasets import Dataset
 
     whole = Dataset.load_from_disk(str(path))
-    return Columns(*(list(whole[name]) for name in ("logprobs", "ids", "top", "mass")))
+    ids: list[Wide] = [np.asarray(values, np.int32) if values else [] for values in whole["ids"]]
+    top: list[Wide] = [np.asarray(values, np.float32) if values else [] for values in whole["top"]]
+    return Columns(list(whole["logprobs"]), ids, top, list(whole["mass"]))

@@ -21,7 +21,7 @@ from fathom.model.quantised import quantisation_of
 from fathom.tuning.batches import Example, collate_examples
 from fathom.tuning.head import Sealed
 from fathom.tuning.objective import ResponseLogits, TokenObjective, Tokens
-from fathom.tuning.reference import Columns
+from fathom.tuning.reference import Columns, arrow_columns, distinct
 from fathom.tuning.rows import IGNORED, TrainingRow
 from fathom.tuning.shares import EvenShares, RowsOrBlank, SharedLoader
 
@@ -52,21 +52,25 @@ class Divisor(StrEnum):
 
 
 def make_dataset(rows: Sequence[TrainingRow], columns: Columns) -> Dataset:
-    """Everything that is learned from, as arrow: ids, labels, boundaries, weights, reference columns."""
-    return Dataset.from_dict(
+    """Everything that is learned from, as arrow: ids, labels, boundaries, weights, reference columns.
+
+    Rows that come more than once are held once.
+    """
+    different, index = distinct(rows)
+    first = {number: i for i, number in reversed(list(enumerate(index)))}
+    reference = arrow_columns(columns.of([first[number] for number in range(len(different))]))
+    found = Dataset.from_dict(
         {
-            "input_ids": [row.input_ids for row in rows],
-            "labels": [row.labels for row in rows],
-            "response_start": [len(row.prompt_ids) for row in rows],
-            "learned_from": [row.learned_from for row in rows],
-            "loss_weight": [row.loss_weight for row in rows],
-            "held": [row.held for row in rows],
-            "reference_logprobs": columns.logprobs,
-            "reference_ids": columns.ids,
-            "reference_top": columns.top,
-            "reference_mass": columns.mass,
+            "input_ids": [row.input_ids for row in different],
+            "labels": [row.labels for row in different],
+            "response_start": [len(row.prompt_ids) for row in different],
+            "learned_from": [row.learned_from for row in different],
+            "loss_weight": [row.loss_weight for row in different],
+            "held": [row.held for row in different],
+            **{f"reference_{name}": values for name, values in reference.items()},
         }
     )
+    return found if len(different) == len(rows) else found.select(index)
 
 
 def _example(found: Mapping[str, Any]) -> Example:
