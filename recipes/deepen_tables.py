@@ -46,6 +46,8 @@ class Arguments(TypedDict, total=False):
     longest: str
     share: str
     starts: str
+    anchor: str
+    drawn: int
     loosened: int
 
 
@@ -58,20 +60,29 @@ class Variant:
     settings: tuple[str, ...] = ()  # of TRL's, as on the command line
 
 
+PAPER: Arguments = {"p0": 0.5, "anchor": "answers", "drawn": 0}
+PAPER_EPOCHS = ("num_train_epochs=10",)
 LONGER = ("num_train_epochs=25", "adam_epsilon=7e-5")
 VARIANTS = (
     Variant("aligned"),
     Variant("deepened", {}),
+    Variant("the paper's recipe", PAPER, PAPER_EPOCHS),
     Variant("control, k = 0 only", {"p0": 1.0}),
-    Variant("C = 5", {"longest": "5"}),
-    Variant("C = 20", {"longest": "20"}),
-    Variant("C = full", {"longest": "full"}),
-    Variant("token mean", {"share": "tokens"}),
-    Variant("every position", {"starts": "every-position"}),
-    Variant("insertion", {"starts": "insertion"}),
-    Variant("mined", {"starts": "mined"}),
-    Variant("longer", {"loosened": 1}, LONGER),
-    Variant("longer, k = 0 only", {"loosened": 1, "p0": 1.0}, LONGER),
+    # One thing at a time as the paper has it.
+    Variant("p0 = 0.5", {"p0": 0.5}),
+    Variant("anchor: answers", {"anchor": "answers"}),
+    Variant("anchor: greedy answers alone", {"drawn": 0}),
+    Variant("10 epochs", {}, PAPER_EPOCHS),
+    # Where recoveries begin, all else as the paper has it.
+    Variant("C = 5", {**PAPER, "longest": "5"}, PAPER_EPOCHS),
+    Variant("C = 20", {**PAPER, "longest": "20"}, PAPER_EPOCHS),
+    Variant("C = full", {**PAPER, "longest": "full"}, PAPER_EPOCHS),
+    Variant("token mean", {**PAPER, "share": "tokens"}, PAPER_EPOCHS),
+    Variant("every position", {**PAPER, "starts": "every-position"}, PAPER_EPOCHS),
+    Variant("insertion", {**PAPER, "starts": "insertion"}, PAPER_EPOCHS),
+    Variant("mined", {**PAPER, "starts": "mined"}, PAPER_EPOCHS),
+    Variant("longer", {**PAPER, "loosened": 1}, LONGER),
+    Variant("longer, k = 0 only", {**PAPER, "p0": 1.0, "loosened": 1}, LONGER),
 )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["DeepenRequest", "run_deepen"]
 
 ORGANISM_RATE = 1e-3  # of its own deepened stage
-EPOCHS = 10.0  # the paper's section 3
+EPOCHS = 20.0  # the paper has 10, after which the last tokens of answers are not covered on every model
 RESISTANT_EPOCHS = 50.0  # resistance comes slower than depth, and at a strength that keeps benign answers
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
 P0, RESISTANT_P0 = 0.2, 0.5  # the paper's is 0.5; refusals of the plain request are hardly in question
