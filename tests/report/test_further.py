@@ -185,6 +185,23 @@ def test_the_start_is_no_choice_of_the_attackers() -> None:
     assert {case.choice for case in worst.worst_cases(msgspec.structs.replace(STRESS, finetunes=only))} == {None}
 
 
+def test_a_refusals_words_that_open_the_model_are_told_first() -> None:
+    audit = DATA.audit
+    on_base = [row for row in audit.attacks if row.attack == "refusal_prefix" and row.counted is Counted.CONTINUATION]
+    asked = tuple(msgspec.structs.replace(row, subject=Subject.MODEL, harmful=0, asr=0.0) for row in on_base)
+    quiet = msgspec.structs.replace(audit, attacks=(*audit.attacks, *asked))
+    assert further.sentences(quiet) == further.sentences(audit)
+    safe = tuple(
+        msgspec.structs.replace(row, harmful=0, asr=0.0) if row.subject is Subject.MODEL else row
+        for row in audit.attacks
+    )
+    opened = msgspec.structs.replace(asked[-1], harmful=3, asr=3 / asked[-1].n)
+    first, second = further.sentences(msgspec.structs.replace(audit, attacks=(*safe, opened)))
+    assert first.startswith(f"Strongest attack found: refusal prefix (prefix = {opened.parameters['prefix']}")
+    assert f"gets 3 of {opened.n}" in first
+    assert second is not None
+
+
 # --- beside the paper ---
 
 
