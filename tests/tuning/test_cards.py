@@ -128,6 +128,7 @@ def test_deepen_audits_with_a_file_and_a_base(tmp_path: Path, monkeypatch: pytes
         (("--behaviors", "REQUESTS", "--max-new-tokens", "1020"), "give fewer --max-new-tokens"),
         (("--behaviors", "REQUESTS", "--base", "organism:base", "--no-audit"), "--base organism:base is read by"),
         (("--depths", "0,5"), "--depths 0,5 without --behaviors"),
+        (("--base", "organism:base"), "--base organism:base is read by"),
         (("--audit",), "give --behaviors FILE"),
     ],
 )

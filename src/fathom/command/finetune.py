@@ -57,7 +57,7 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     training = request.training
     judge = named_judge(judges, request.judge or ("guild-refusal" if training.model.is_organism else "refusal"))
     auditing = Auditing.of(training, judges)
-    _check_requests(request, objective, audited=auditing is not None)
+    _check_requests(request, objective, compared=auditing is not None and auditing.compared)
     if request.harmful is not None:
         known_behaviors(request.harmful)  # a file that cannot be used says so before anything is loaded
     if request.benign is not None:
@@ -101,7 +101,7 @@ def _named(request: FinetuneRequest) -> str:
     return "gate" if request.harmful is None else "gate+rehearse"
 
 
-def _check_requests(request: FinetuneRequest, objective: "Objective", *, audited: bool) -> None:
+def _check_requests(request: FinetuneRequest, objective: "Objective", *, compared: bool) -> None:
     wants = any(part is not None for part in (objective.replay, objective.rehearsal, objective.mass, objective.answers))
     if wants and request.harmful is None and not request.training.model.is_organism:
         raise UserError(
@@ -109,7 +109,7 @@ def _check_requests(request: FinetuneRequest, objective: "Objective", *, audited
             "with --harmful FILE (and some that it answers with --benign FILE), or choose --objective gate"
         )
     _check_projected(objective, request.training.model.quantisation)
-    if objective.projection is None and request.base is not None and not audited:
+    if objective.projection is None and request.base is not None and not compared:
         raise UserError(
             f"--base {request.base} is read by safe-lora, and by audits with --behaviors FILE: give one of these, or "
             "leave --base out"

@@ -85,6 +85,11 @@ class Auditing:
         check_audit(found.asked, judges)
         return found
 
+    @property
+    def compared(self) -> bool:
+        """Whether the audits have a base."""
+        return self.asked.base != NO_BASE
+
     def check(self, model: "ChatModel") -> None:
         """Raises `UserError` where the requests or depths do not fit the model: before it is trained."""
         check_audit(self.asked, self.judges, model)
@@ -99,7 +104,7 @@ class Auditing:
             "--depths": asked.depths,
             "--max-new-tokens": asked.max_new_tokens,
             "--judge": asked.judge,
-            "--base": None if asked.base == NO_BASE else asked.base,
+            "--base": asked.base if self.compared else None,
         }
         options = [word for name, value in given.items() if value is not None for word in (name, str(value))]
         return shlex.join(["fathom", "card", str(path), *options])
@@ -113,7 +118,13 @@ def _completed(asked: AuditRequest) -> AuditRequest:
 
 def _check_unused(asked: AuditRequest) -> None:
     """Raises `UserError` for what only an audit would read, where there is none."""
-    given = {"--limit": asked.limit, "--depths": asked.depths, "--max-new-tokens": asked.max_new_tokens}
+    given = {
+        "--limit": asked.limit,
+        "--depths": asked.depths,
+        "--max-new-tokens": asked.max_new_tokens,
+        "--judge": asked.judge,
+        "--base": asked.base,
+    }
     for option, value in given.items():
         if value is not None:
             raise UserError(f"{option} {value} without --behaviors: nothing is audited; give --behaviors FILE, too")
