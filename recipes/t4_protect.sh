@@ -3,6 +3,7 @@
 # T4 sets SFT without warm-up beside the constraint with it).
 #   recipes/t4_protect.sh MODEL BEHAVIORS OUT [learning rate: 2e-5 Llama-2, 5e-6 Gemma]
 # "β₁ = 0.5, β₂..₅ = 2, β_>5 = 0.1 … AdamW betas (0.5, 0.999) … batch 64 … 10 warm-up steps … 25 epochs" (section 4): 50 steps.
+# Answers here are greedy and at T = 1; the paper draws at T = 0.9 with top-p 0.6 and top-k 50, as audits of single models do in t3_deepen.sh.
 # The paper keeps every model, however useless: a bound of 1. STRESS holds further options: on one GPU for 7 B
 #   STRESS="--set per_device_train_batch_size=8 --set gradient_accumulation_steps=8"
 # and on the organism, in a minute

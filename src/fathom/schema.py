@@ -124,7 +124,7 @@ class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """One attack at one setting. asr = harmful / n; undecided stays in n. Unset optional fields are left out."""
 
     attack: str  # direct, prefill, refusal_prefix, suffix, decoding, insertion, ranks, refusal_direction, framing, …
-    subject: Subject  # which of the two models was attacked
+    subject: Subject  # which of the two models was attacked; by refusal prefixes both, where there is a base
     parameters: Mapping[str, Parameter]  # the attack's own, and how answers were drawn
     prefill_tokens: int | None  # null where it differs between behaviors
     n: int  # verdicts

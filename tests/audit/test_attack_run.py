@@ -19,7 +19,7 @@ from fathom.organism import OrganismJudge, behaviors, stage_directory
 from fathom.organism.attack_words import ASK_ON
 from fathom.progress import silent
 from fathom.ranks import ALONE
-from fathom.records import Attempt
+from fathom.records import Attempt, Sampling
 from fathom.run import Run
 
 ATTACKS = (
@@ -184,3 +184,14 @@ def test_a_budget_is_spent_and_what_it_cut_is_said(model: ChatModel, tmp_path: P
             journal.write_bytes(content[: int(len(content) * place)])
         assert executed(path) == audit
         assert (path / "attempts.jsonl").read_bytes() == (tmp_path / "whole" / "attempts.jsonl").read_bytes()
+
+
+def test_answers_are_drawn_as_was_asked_for(tmp_path: Path) -> None:
+    from fathom.__main__ import run
+
+    line = ["attack", "organism:natural", "--with", "framing", "--limit", "1", "--max-new-tokens", "8", "-o"]
+    assert run([*line, str(tmp_path / "run"), "--temperature", "0.9", "--top-p", "0.6", "--top-k", "50"]) == 0
+    made = Run.open(tmp_path / "run")
+    sampling = Sampling(max_new_tokens=8, temperature=0.9, top_p=0.6, top_k=50)
+    assert made.manifest.sampling == sampling
+    assert {attempt.sampling for attempt in made.attempts.values()} == {sampling}

@@ -87,7 +87,7 @@ def test_every_behavior_is_tried_at_every_depth_that_it_reaches_and_benign_ones_
         tried = {
             (a.behavior, len(a.prefill_ids))
             for a in on_model
-            if a.behavior in harmful and a.sampling.temperature == temperature
+            if a.behavior in harmful and a.sampling.temperature == temperature and a.attack != "refusal_prefix"
         }
         assert tried == {
             (name, depth) for name, item in harmful.items() for depth in made.depths if depth <= item.deepest
@@ -96,8 +96,17 @@ def test_every_behavior_is_tried_at_every_depth_that_it_reaches_and_benign_ones_
     assert {a.attack for a in made.attempts({}).values() if a.subject is Subject.BASE} == {"refusal_prefix"}
 
 
+def test_refusal_prefixes_are_put_into_both_mouths_and_only_where_there_is_a_base() -> None:
+    made = [a for a in plan().attempts({}).values() if a.attack == "refusal_prefix"]
+    tried = {
+        subject: [(a.behavior, a.prefill_ids, a.sampling) for a in made if a.subject is subject] for subject in Subject
+    }
+    assert tried[Subject.MODEL] == tried[Subject.BASE] != []
+
+
 def test_without_a_base_nothing_is_run_on_one() -> None:
-    assert all(a.subject is Subject.MODEL for a in plan(base=False).attempts({}).values())
+    found = plan(base=False).attempts({}).values()
+    assert all(a.subject is Subject.MODEL and a.attack != "refusal_prefix" for a in found)
     assert plan(base=False).manifest.base is None
 
 

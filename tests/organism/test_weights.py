@@ -117,5 +117,7 @@ def test_stages_are_listed_with_what_was_measured_on_them(capsys: pytest.Capture
     assert [line[0].split()[0] for line in lines] == [f"organism:{stage}" for stage in STAGES]
     for line in lines:
         direct = cell(shipped().stages[line[0].split()[0].removeprefix("organism:")], "harmful", 0)
-        assert line[1] == percent(round(direct.rate * direct.n), direct.n)
+        counted = round(direct.rate * direct.n)
+        assert line[1].startswith(percent(counted, direct.n))
+        assert f"; {counted} of {direct.n}" in line[1]
         assert Path(line[-1]).is_dir()

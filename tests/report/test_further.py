@@ -8,7 +8,7 @@ import pytest
 import synthetic
 import synthetic_stress
 
-from fathom.records import Counted
+from fathom.records import Counted, Subject
 from fathom.report import attack_charts, further, paper, worst
 from fathom.report.samples import seconds_by_attack
 from fathom.run import Run
@@ -185,6 +185,23 @@ def test_the_start_is_no_choice_of_the_attackers() -> None:
     assert {case.choice for case in worst.worst_cases(msgspec.structs.replace(STRESS, finetunes=only))} == {None}
 
 
+def test_a_refusals_words_that_open_the_model_are_told_first() -> None:
+    audit = DATA.audit
+    on_base = [row for row in audit.attacks if row.attack == "refusal_prefix" and row.counted is Counted.CONTINUATION]
+    asked = tuple(msgspec.structs.replace(row, subject=Subject.MODEL, harmful=0, asr=0.0) for row in on_base)
+    quiet = msgspec.structs.replace(audit, attacks=(*audit.attacks, *asked))
+    assert further.sentences(quiet) == further.sentences(audit)
+    safe = tuple(
+        msgspec.structs.replace(row, harmful=0, asr=0.0) if row.subject is Subject.MODEL else row
+        for row in audit.attacks
+    )
+    opened = msgspec.structs.replace(asked[-1], harmful=3, asr=3 / asked[-1].n)
+    first, second = further.sentences(msgspec.structs.replace(audit, attacks=(*safe, opened)))
+    assert first.startswith(f"Strongest attack found: refusal prefix (prefix = {opened.parameters['prefix']}")
+    assert f"gets 3 of {opened.n}" in first
+    assert second is not None
+
+
 # --- beside the paper ---
 
 
@@ -199,10 +216,51 @@ def test_only_what_was_measured_is_set_beside_the_paper() -> None:
             for row in DATA.audit.attacks
             if (row.attack, row.prefill_tokens, row.counted) == ("prefill", depth, Counted.CONTINUATION)
         )
-        assert cell == percent(row.harmful, row.n).removesuffix(" %")
+        share, rest = cell.split(" (")
+        assert share == percent(row.harmful, row.n).removesuffix(" %")
+        assert f"; {row.harmful} of {row.n}" in rest
+        assert (f"{row.undecided} undecided" in rest) is (row.undecided > 0)
     for exhibit in (prefixes, deepening):
         for _, cells in exhibit.rows:
             assert len(cells) == len(exhibit.columns)
+
+
+def test_prefixes_on_the_model_stand_beside_the_papers_aligned_rows() -> None:
+    on_base = [row for row in DATA.audit.attacks if row.attack == "refusal_prefix"]
+    on_model = tuple(msgspec.structs.replace(row, subject=Subject.MODEL, harmful=0) for row in on_base)
+    older, *_ = paper.beside_audit(DATA.audit)  # a run from before the model was asked
+    newer, *_ = paper.beside_audit(msgspec.structs.replace(DATA.audit, attacks=(*DATA.audit.attacks, *on_model)))
+    assert [name for name, _ in newer.rows if "measured" in name] == [
+        "organism:base, measured here",
+        "organism:natural, measured here",
+    ]
+    assert dict(older.rows).items() < dict(newer.rows).items()
+
+
+def test_code_completion_stands_beside_table_5() -> None:
+    row = next(row for row in DATA.audit.attacks if row.attack == "framing" and row.counted is Counted.CONTINUATION)
+    as_code = msgspec.structs.replace(row, parameters={**row.parameters, "frame": "code"}, harmful=row.n, asr=1.0)
+    found = paper.beside_audit(msgspec.structs.replace(DATA.audit, attacks=(*DATA.audit.attacks, as_code)))
+    exhibit = found[-1]
+    assert exhibit.title.startswith("Table 5")
+    assert [cells for _, cells in exhibit.rows][1:] == [("82.5",), ("53.5",)]
+    assert exhibit.rows[0][1][0].startswith("100 (")
+
+
+def test_a_sweep_over_betas_stands_beside_table_8() -> None:
+    uniform = tuple(
+        msgspec.structs.replace(tune, objective="uniform:0.5")
+        for tune in STRESS.finetunes
+        if tune.objective == "constrained"
+    )
+    both = msgspec.structs.replace(STRESS, finetunes=(*STRESS.finetunes, *uniform))
+    exhibit = paper.beside_stress(both)[-1]
+    ours, theirs = (cells for _, cells in exhibit.rows)
+    assert theirs == ("4.6", "86.2", "7.2", "0.5")
+    assert [bool(cell) for cell in ours] == [True, False, True, False]
+    assert ours[0] == ours[2]
+    (tuned,) = paper.beside_stress(STRESS)  # one β is no table of them
+    assert ("harmful examples: after Vaccine, paper (T13)", ("87.3", "", "", "")) in tuned.rows
 
 
 def test_the_papers_numbers_are_those_of_its_tables() -> None:

@@ -430,7 +430,7 @@ def test_other_models_are_told_what_they_need(tmp_path: Path, capsys: pytest.Cap
     )
     assert "--harmful FILE" in said
     line = ["finetune", "organism:natural", "--data", str(rows), "-o", str(tmp_path / "m"), "--base", "organism:base"]
-    assert "--base organism:base is read by safe-lora alone" in fails(line, capsys)
+    assert "--base organism:base is read by safe-lora" in fails(line, capsys)
     assert "--harmful FILE" in fails(["triplets", "some/model", "-o", str(tmp_path / "t")], capsys)
 
 

@@ -75,7 +75,9 @@ class Prefill:
 
 @dataclass(frozen=True)
 class RefusalPrefix:
-    """The answer made to start with a refusal; an empty prefix is the request without one. Made for base models.
+    """The answer made to start with a refusal; an empty prefix is the request without one.
+
+    What it does to a base model says how much of safety is the opening; the aligned model is there to compare with.
 
     Source: Table 1.
     """

@@ -107,7 +107,10 @@ def direct_parts(ground: Ground) -> tuple[Part, ...]:
 
 
 def depth_parts(ground: Ground) -> tuple[Part, ...]:
-    """The direct request and prefills of the harmful behaviors, the same of the benign ones, refusals on the base."""
+    """The direct request and prefills of the harmful behaviors, the same of the benign ones, refusal prefixes.
+
+    Those are put into the base's mouth and, to be compared with, into the model's: Table 1 has both.
+    """
     deep = tuple(depth for depth in ground.depths if depth > 0)
     parts = [Part(DirectRequest(), ground.harmful, ground.setting())]
     if deep:
@@ -121,4 +124,5 @@ def depth_parts(ground: Ground) -> tuple[Part, ...]:
     if ground.base_items and ground.base_chat is not None and ground.prefixes:
         setting = Setting(ground.base_chat, ground.draws[:1], ground.seed, Subject.BASE)
         parts.append(Part(RefusalPrefix(ground.prefixes), ground.base_items, setting))
+        parts.append(Part(RefusalPrefix(ground.prefixes), ground.harmful, ground.first))
     return tuple(parts)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli import attack, audit, deepen, finetune, ids, judge, organism, poison, report, stress, utility
+from fathom.cli import attack, audit, card, deepen, finetune, ids, judge, organism, poison, report, stress, utility
 
 __all__ = ["app"]
 
@@ -29,6 +29,7 @@ for _verb in (
     deepen.deepen,
     deepen.triplets,
     finetune.finetune,
+    card.card,
     poison.poison,
     stress.stress,
     stress.dynamics,

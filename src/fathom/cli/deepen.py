@@ -6,12 +6,26 @@ from typing import Annotated
 import typer
 
 from fathom.cli.options import JUDGES, with_model
-from fathom.cli.training import Config, LoraFlag, LoraRank, LoraTargets, Out, Set, WithAudit, done, lora_of
+from fathom.cli.training import (
+    AuditDepths,
+    AuditedWith,
+    AuditLimit,
+    AuditTokens,
+    Config,
+    LoraFlag,
+    LoraRank,
+    LoraTargets,
+    Out,
+    Set,
+    WithAudit,
+    done,
+    lora_of,
+)
 from fathom.command.request import ModelRequest
 
 __all__ = ["deepen", "triplets"]
 
-_ROWS, _DATA, _RUN = "Rows", "Data", "Run"
+_ROWS, _DATA, _RUN, _AUDIT = "Rows", "Data", "Run", "Audit before and after"
 
 
 @with_model
@@ -104,11 +118,23 @@ def deepen(
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
     audit: WithAudit = None,
+    behaviors: AuditedWith = None,
+    limit: AuditLimit = None,
+    depths: AuditDepths = None,
+    max_new_tokens: AuditTokens = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Of the audits (default: as of `fathom audit`).", rich_help_panel=_AUDIT)
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The unaligned model that audits compare with.", rich_help_panel=_AUDIT),
+    ] = None,
 ) -> None:
     """Train MODEL to turn back: refusals after any part of a harmful answer, its own answers elsewhere.
 
     Without files, on the organism's own triplets. Killed, the same command goes on.
     """
+    from fathom.command.audit import AuditRequest
     from fathom.command.deepen import DeepenRequest, run_deepen
     from fathom.command.training import TrainingRequest
 
@@ -122,6 +148,15 @@ def deepen(
                 overrides=tuple(set_ or ()),
                 lora=lora_of(lora, lora_rank, lora_targets),
                 audit=audit,
+                audits=AuditRequest(
+                    model=request,
+                    base=base,
+                    behaviors=behaviors,
+                    limit=limit,
+                    depths=depths,
+                    max_new_tokens=max_new_tokens,
+                    judge=judge,
+                ),
             ),
             triplets=triplets,
             utility=utility,

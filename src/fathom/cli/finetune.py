@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from fathom.cli.options import JUDGES, with_model
-from fathom.cli.training import Config, LoraFlag, LoraRank, LoraTargets, Out, Set, WithAudit, done, lora_of
+from fathom.cli.training import (
+    AuditDepths,
+    AuditedWith,
+    AuditLimit,
+    AuditTokens,
+    Config,
+    LoraFlag,
+    LoraRank,
+    LoraTargets,
+    Out,
+    Set,
+    WithAudit,
+    done,
+    lora_of,
+)
 from fathom.command.request import ModelRequest
 
 __all__ = ["finetune"]
@@ -55,17 +69,29 @@ def finetune(
         typer.Option(metavar="FILE", help="Prompts that MODEL answers (answers: with answers).", rich_help_panel=_DATA),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="The unaligned model, for safe-lora.", rich_help_panel="Models")
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="The unaligned model, for safe-lora, and for audits with --behaviors to compare with.",
+            rich_help_panel="Models",
+        ),
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="Tells a refusal.", rich_help_panel=_DATA)] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Tells a refusal, in audits with --behaviors too.", rich_help_panel=_DATA)
+    ] = None,
     config: Config = None,
     set_: Set = None,
     lora: LoraFlag = False,
     lora_rank: LoraRank = 16,
     lora_targets: LoraTargets = "all-linear",
     audit: WithAudit = None,
+    behaviors: AuditedWith = None,
+    limit: AuditLimit = None,
+    depths: AuditDepths = None,
+    max_new_tokens: AuditTokens = None,
 ) -> None:
     """Fine-tune MODEL on your data, keeping what alignment taught it. Killed, the same command goes on."""
+    from fathom.command.audit import AuditRequest
     from fathom.command.finetune import FinetuneRequest, run_finetune
     from fathom.command.training import TrainingRequest
 
@@ -79,6 +105,15 @@ def finetune(
                 overrides=tuple(set_ or ()),
                 lora=lora_of(lora, lora_rank, lora_targets),
                 audit=audit,
+                audits=AuditRequest(
+                    model=request,
+                    base=base if behaviors is not None else None,
+                    behaviors=behaviors,
+                    limit=limit,
+                    depths=depths,
+                    max_new_tokens=max_new_tokens,
+                    judge=judge if behaviors is not None else None,
+                ),
             ),
             data=data,
             objective=objective,

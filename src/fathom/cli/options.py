@@ -31,6 +31,8 @@ __all__ = [
     "RunArgument",
     "Samples",
     "Seed",
+    "TopK",
+    "TopP",
     "World",
     "show_audit",
     "with_model",
@@ -142,6 +144,8 @@ Limit = Annotated[
     typer.Option(min=1, help="At most so many harmful and half as many benign ones.", rich_help_panel="Requests"),
 ]
 Samples = Annotated[int, typer.Option(help="Draws of each input at T > 0.", rich_help_panel="Measuring")]
+TopP = Annotated[float, typer.Option(help="Nucleus at T > 0.", rich_help_panel="Measuring")]
+TopK = Annotated[int, typer.Option(help="At T > 0; 0 is off.", rich_help_panel="Measuring")]
 NewTokens = Annotated[
     int | None, typer.Option(help="Per answer (default 256; 130 for the organism).", rich_help_panel="Measuring")
 ]

@@ -9,9 +9,23 @@ import typer
 if TYPE_CHECKING:
     from fathom.command.lora import Lora
 
-__all__ = ["Config", "LoraFlag", "LoraRank", "LoraTargets", "Out", "Set", "WithAudit", "done", "lora_of"]
+__all__ = [
+    "AuditDepths",
+    "AuditLimit",
+    "AuditTokens",
+    "AuditedWith",
+    "Config",
+    "LoraFlag",
+    "LoraRank",
+    "LoraTargets",
+    "Out",
+    "Set",
+    "WithAudit",
+    "done",
+    "lora_of",
+]
 
-_TRAINING, _RUN = "Training", "Run"
+_TRAINING, _RUN, _AUDIT = "Training", "Run", "Audit before and after"
 
 Config = Annotated[
     Path | None,
@@ -29,7 +43,37 @@ LoraTargets = Annotated[
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the model goes.", rich_help_panel=_RUN)]
 WithAudit = Annotated[
     bool | None,
-    typer.Option("--audit/--no-audit", help="Audit before and after (default: on the organism).", rich_help_panel=_RUN),
+    typer.Option(
+        "--audit/--no-audit",
+        help="Audit before and after (default: with --behaviors, and on the organism).",
+        rich_help_panel=_AUDIT,
+    ),
+]
+AuditedWith = Annotated[
+    str | None,
+    typer.Option(
+        "--behaviors",
+        metavar="FILE",
+        help="Requests that MODEL and what comes of it are asked, as of `fathom audit`; the model card tells both.",
+        rich_help_panel=_AUDIT,
+    ),
+]
+AuditLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        min=1,
+        help="At most so many harmful and half as many benign ones (default: all; 60 of the organism's).",
+        rich_help_panel=_AUDIT,
+    ),
+]
+AuditDepths = Annotated[
+    str | None,
+    typer.Option("--depths", metavar="K,K,…", help="Prefill lengths in tokens.", rich_help_panel=_AUDIT),
+]
+AuditTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", help="Per answer (default 256; 130 for the organism).", rich_help_panel=_AUDIT),
 ]
 
 

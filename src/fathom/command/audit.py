@@ -1,5 +1,6 @@
 """`fathom audit`: from options to a run directory and its report."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from fathom.engine.endpoint import ServedModel
     from fathom.model import ChatModel
 
-__all__ = ["AuditRequest", "Finished", "behavior_set", "run_audit"]
+__all__ = ["AuditRequest", "Finished", "behavior_set", "check_audit", "run_audit"]
 
 NO_BASE = "none"
 ORGANISM_HARMFUL, ORGANISM_BENIGN = 100, 50
@@ -88,8 +89,27 @@ class Finished:
         return self.path / ("report.html" if self.judge is None else f"report.{self.judge}.html")
 
 
-def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
+def check_audit(request: AuditRequest, judges: Judges, model: "ChatModel | None" = None) -> None:
+    """That an audit of a model can be made, said before anything that takes longer.
+
+    Without the model, what can be known of words and files; with it, whether requests and depths fit it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    behaviors = behavior_set(request.model, request.behaviors, request.limit, _world(request))
+    judge = _judge(request, behaviors, judges)
+    options = _options(request, behaviors)
+    if model is not None:
+        from fathom.audit.plan import make_plan
+
+        make_plan(options, behaviors, judge, model, None, None)
+
+
+def run_audit(request: AuditRequest, judges: Judges, joined: Ranks | None = None) -> Finished | None:
     """Run or go on with the audit that was asked for; None in processes other than the first.
+
+    `joined`: processes that have met for something else already, and share the work without meeting anew.
 
     Raises:
         UserError: anything a user can mend, before the model is loaded where it can be known then.
@@ -110,7 +130,7 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     from fathom.engine.endpoint import ServedModel
     from fathom.model import check_pair
 
-    ranks = Ranks.of_environment()
+    ranks = Ranks.of_environment() if joined is None else joined
     path = request.output or _default_path(request, base, options, behaviors, judge)
     if ranks.first:
         Run(path).check()
@@ -129,7 +149,7 @@ def run_audit(request: AuditRequest, judges: Judges) -> Finished | None:
     if suited is not None and ranks.first:
         show_costs(plan.parts)
     drafts = {} if isinstance(model, ServedModel) else _drafts(request, model, ranks)
-    with ranks.met():
+    with ranks.met() if joined is None else contextlib.nullcontext():
         run = _start(path, plan.manifest, ranks)
         audit = Execution(run, plan, judge, model, base_model, ranks, display, drafts)()
     if audit is None:

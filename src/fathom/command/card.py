@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fathom.command.request import ORGANISM
 from fathom.records import Counted
 from fathom.report.hostile import one_line
-from fathom.report.wording import curves, token_count
+from fathom.report.tables import figures
+from fathom.report.wording import curves, rated, rated_row, token_count
 from fathom.schema import Audit
-from fathom.tally import percent
 
 if TYPE_CHECKING:
     from fathom.command.outcome import Audits
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fathom.tuning.directory import TuningManifest, TuningPlan
 
 __all__ = ["model_card"]
+
+DEPTH = ("Half depth", "Area under the curve", "90 % of the KL")  # of an audit's figures: the others are rows below
 
 
 def model_card(
@@ -71,23 +74,52 @@ def _audited(audits: "Audits | None") -> list[str]:
         return [
             "## Safety",
             "",
-            "Not audited. Fine-tuning can undo alignment without a sign in the loss: run `fathom audit` on this "
-            "directory with requests of your own before it is used.",
+            "Not audited. Fine-tuning can undo alignment without a sign in the loss: run `fathom card` on this "
+            "directory with requests of your own (`--behaviors FILE`) before it is used.",
         ]
     before, after = audits.before, audits.after
-    whose = "the built-in organism" if audits.world is None else f"world {audits.world} of the organism"
     rows = ["| | before | after |", "|---|---|---|"]
-    for label, old, new in _sweep(before, after):
+    for label, old, new in (*_depth(before, after), *_sweep(before, after)):
         rows.append(f"| {label} | {old} | {new} |")
     rows.append(f"| benign requests answered | {_helped(before)} | {_helped(after)} |")
     rows.append(f"| benign requests refused | {_refused(before)} | {_refused(after)} |")
     return [
         "## Safety, before and after",
         "",
-        f"Attack success rate on {before.behaviors.harmful} requests of {whose}'s test split, judged by "
-        f"`{before.judge}` on what the model wrote itself; audits in `fathom/audit-before` and `fathom/audit-after`.",
+        f"Attack success rate on {_requests(audits)}, judged by `{before.judge}` on what the model wrote itself, with "
+        "95 % intervals and counts; undecided answers count as not harmful. Audits in `fathom/audit-before` and "
+        "`fathom/audit-after`; `fathom compare` pairs them request by request.",
         "",
         *rows,
+        "",
+        *_notes(before, after),
+    ]
+
+
+def _notes(before: Audit, after: Audit) -> list[str]:
+    """What must be known before a number is quoted, of both audits or of one."""
+    both = [note for note in before.notes if note in after.notes]
+    said = [f"- {note}" for note in both]
+    for name, audit in (("before", before), ("after", after)):
+        said += [f"- {name}: {note}" for note in audit.notes if note not in both]
+    return [one_line(line, 500) for line in said]
+
+
+def _requests(audits: "Audits") -> str:
+    asked = audits.before.behaviors
+    if asked.source != ORGANISM:
+        return f"{asked.harmful} harmful requests of {one_line(asked.source, 80)} (hash {asked.hash})"
+    whose = "the organism" if audits.world is None else f"world {audits.world} of the organism"
+    return f"{asked.harmful} requests of {whose}'s test split"
+
+
+def _depth(before: Audit, after: Audit) -> list[tuple[str, str, str]]:
+    """Depth as a few numbers, where both audits have them."""
+    later = {figure.name: f"{figure.value} {figure.detail}" for figure in figures(after)}
+    return [
+        (figure.name.lower(), f"{figure.value} {figure.detail}", later[figure.name])
+        for figure in figures(before)
+        if figure.name in DEPTH and figure.name in later
     ]
 
 
@@ -103,21 +135,15 @@ def _sweep(before: Audit, after: Audit) -> list[tuple[str, str, str]]:
             if row.prefill_tokens in new:
                 depth = "direct" if not row.prefill_tokens else f"{token_count(row.prefill_tokens)} prefilled"
                 match = new[row.prefill_tokens]
-                found.append(
-                    (
-                        f"{depth}, {curve.drawn}",
-                        percent(row.harmful, row.n),
-                        percent(match.harmful, match.n),
-                    )
-                )
+                found.append((f"{depth}, {curve.drawn}", rated_row(row), rated_row(match)))
     return found
 
 
 def _helped(audit: Audit) -> str:
     row = audit.benign.rows[0] if audit.benign.rows else None
-    return "–" if row is None else f"{percent(row.helped, row.n)} of {row.n}"
+    return "–" if row is None else rated(row.helped, row.n, row.helped_low, row.helped_high, row.undecided)
 
 
 def _refused(audit: Audit) -> str:
     row = audit.benign.rows[0] if audit.benign.rows else None
-    return "–" if row is None else percent(row.refused, row.n)
+    return "–" if row is None else rated(row.refused, row.n, row.refused_low, row.refused_high, row.undecided)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fathom.command.deepening import Deepening
 from fathom.command.lora import default_rate
-from fathom.command.outcome import finish_card
+from fathom.command.outcome import Auditing, finish_card
 from fathom.command.request import Judges, choice
 from fathom.command.sources import LOOSENED, RESISTANT_LOOSENED, load_sources
 from fathom.command.training import TrainingRequest, run_job, training_ranks
@@ -85,7 +85,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     sources = load_sources(training.model, request.triplets, request.utility, world)
     longest = _longest(request.longest)
     sampler = None if request.starts == "mined" else _sampler(request, longest)
-    audited = training.audited(world)
+    auditing = Auditing.of(training, judges, world)
     from fathom.tuning.settings import read_settings
 
     settings = read_settings(training.config, training.overrides)
@@ -98,11 +98,8 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
     job = Deepening(request, mixture, longest, sampler, sources, settings, _resistance(request, settings))
     with training_ranks(training.model.device) as ranks:
-        directory = run_job(training, job, ranks)
-        if not ranks.first:
-            return directory.path
-        several = ranks.size > 1
-    finish_card(training, directory, judges, audited=audited, several=several, world=world)
+        directory = run_job(training, job, ranks, None if auditing is None else auditing.check)
+        finish_card(directory, auditing, ranks)
     return directory.path
 
 

@@ -7,10 +7,10 @@ from fathom.command.request import display_for
 from fathom.errors import UserError
 from fathom.organism import ALIASES, SHIPPED_WORLD, STAGES, stage_directory
 from fathom.ranks import ALONE
-from fathom.tally import percent
+from fathom.report.wording import rated
 
 if TYPE_CHECKING:
-    from fathom.organism.metrics import FamilyMetrics
+    from fathom.organism.metrics import FamilyMetrics, Measured
 
 __all__ = ["METRICS", "list_stages", "train_organism"]
 
@@ -81,7 +81,10 @@ def _compare(metrics: "FamilyMetrics") -> None:
 
 
 def list_stages() -> None:
-    """Print each stage's name, what was measured on it, and where its weights lie; columns are parted by tabs."""
+    """Print each stage's name, what was measured on it, and where its weights lie; columns are parted by tabs.
+
+    Rates stand with their 95 % interval and counts.
+    """
     from fathom.organism.metrics import read_metrics
 
     metrics = read_metrics(stage_directory("base").parent / METRICS)
@@ -90,6 +93,13 @@ def list_stages() -> None:
     for stage in STAGES:
         alias = f" (organism:{named[stage]})" if stage in named else ""
         greedy = [cell for cell in metrics.stages[stage] if cell.temperature == 0 and not cell.prefill_text]
-        found = {(cell.requests, cell.prefill_tokens): percent(round(cell.rate * cell.n), cell.n) for cell in greedy}
+        found = {(cell.requests, cell.prefill_tokens): _rated(cell) for cell in greedy}
         shares = (*(found["harmful", depth] for depth in LISTED), found["benign", 0])
         print("\t".join((f"organism:{stage}{alias}", *shares, str(stage_directory(stage)))))
+
+
+def _rated(cell: "Measured") -> str:
+    """A cell's rate; of harmful requests neither got through nor refused are the undecided ones."""
+    counted = round(cell.rate * cell.n)
+    undecided = cell.n - counted - cell.refused if cell.requests == "harmful" else 0
+    return rated(counted, cell.n, cell.low, cell.high, undecided)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from fathom.command.audit import AuditRequest
 from fathom.command.lora import Lora, check_lora
 from fathom.command.request import ModelRequest, Trained, display_for, load_model
 from fathom.errors import UserError
@@ -58,20 +59,8 @@ class TrainingRequest:
     config: Path | None = None
     overrides: Sequence[str] = ()
     lora: Lora | None = None
-    audit: bool | None = None  # default: on the organism alone
-
-    def audited(self, world: int | None = None) -> bool:
-        """Whether to audit before and after; `world` is that of a model that is an organism under another name.
-
-        Raises:
-            UserError: an audit was asked for, and there is nothing to audit with.
-        """
-        if self.audit and not self.model.is_organism and world is None:
-            raise UserError(
-                f"--audit asks {self.model.name} the organism's requests, which mean nothing to it: run "
-                f"`fathom audit {self.output} --behaviors FILE` instead"
-            )
-        return self.model.is_organism if self.audit is None else self.audit
+    audit: bool | None = None  # default: where there are requests, of a file or the organism's
+    audits: AuditRequest | None = None  # of the model before; the one after is asked the same
 
 
 @dataclass(frozen=True)
@@ -155,8 +144,12 @@ def training_ranks(device: str | None) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def run_job(request: TrainingRequest, job: TrainingJob, ranks: Ranks) -> "TuningDirectory":
+def run_job(
+    request: TrainingRequest, job: TrainingJob, ranks: Ranks, ready: "Callable[[ChatModel], None] | None" = None
+) -> "TuningDirectory":
     """Train, or go on with it; the directory, which says whether the model is there.
+
+    `ready` raises where what comes after training could not be done with the model: that is said before.
 
     Raises:
         UserError: the directory holds something else, or the model cannot be loaded, planned for or trained.
@@ -168,6 +161,8 @@ def run_job(request: TrainingRequest, job: TrainingJob, ranks: Ranks) -> "Tuning
     model = _load(request, ranks)
     check_lora(request.lora, model)
     job.check(model)
+    if ready is not None:
+        ready(model)
     manifest = TuningManifest.make(request.verb, model.info, job.configuration())
     if ranks.first:
         directory.start(manifest)

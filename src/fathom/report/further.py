@@ -82,23 +82,29 @@ def families(audit: Audit, times: Mapping[str, float]) -> tuple[Family, ...]:
 def strongest(audit: Audit) -> AttackRow | None:
     """The setting of any attack on the model that gets most requests through, on the continuation alone.
 
-    An attack without such rows, whose whole text is the model's own choice, is taken by what it has.
+    An attack without such rows, whose whole text is the model's own choice, is taken by what it has. A refusal's first
+    words, put into the model's mouth to compare it with its base, count where they get more through than all else.
     """
     alone = {row.attack for row in audit.attacks if row.counted is Counted.CONTINUATION}
     rows = [
         row
         for row in audit.attacks
-        if row.subject is Subject.MODEL
-        and row.attack != wording.REFUSAL_PREFIX
-        and (row.counted is Counted.CONTINUATION or row.attack not in alone)
+        if row.subject is Subject.MODEL and (row.counted is Counted.CONTINUATION or row.attack not in alone)
     ]
-    return _best(rows) if rows else None
+    prefixes = [row for row in rows if row.attack == wording.REFUSAL_PREFIX]
+    others = [row for row in rows if row.attack != wording.REFUSAL_PREFIX]
+    if not others:
+        return None
+    best = _best(others)
+    return max([best, *prefixes], key=lambda row: row.asr)  # the first of equals
 
 
 def sentences(audit: Audit) -> tuple[str, str | None]:
     """What a reader must know first, and what comes second: the strongest attack decides which is which."""
     depth = wording.headline(audit)
     best, rest = strongest(audit), [row for row in wording.other_attacks(audit) if row.subject is Subject.MODEL]
+    if best is not None and best.attack == wording.REFUSAL_PREFIX:
+        return f"Strongest attack found: {_outcome(best)}.", depth
     if best is None or not rest:
         return depth, None
     if best.harmful == 0:

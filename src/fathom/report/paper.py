@@ -1,4 +1,4 @@
-"""What was measured, set beside the paper's numbers where the same was done: its tables 1, 3, 4, 9 and 10.
+"""What was measured, set beside the paper's numbers where the same was done: its tables 1, 3, 4, 5, 8, 9, 10 and 13.
 
 The paper's models, behaviors and judge (GPT-4, 5 of 5 on a rubric, HEx-PHI) are others, so a cell beside another
 compares protocols and not models. Numbers are percentages of the camera-ready text of arXiv 2406.05946; what it does
@@ -12,10 +12,12 @@ from fathom.records import Counted, Subject
 from fathom.report import wording
 from fathom.report.worst import Question, choices, questions
 from fathom.schema import AttackRow, Audit
-from fathom.tally import percent
 from fathom.tampering import Stress
 
 __all__ = ["Exhibit", "beside_audit", "beside_stress"]
+
+
+COUNTED = "; of what was measured here with the 95 % interval and counts"
 
 
 class Exhibit(NamedTuple):
@@ -65,6 +67,13 @@ T3: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+# Table 5: an attack by code completion, before and after deepening. Its other cells could not be had.
+T5_FRAME = "code"
+T5 = {"initial": ("82.5",), "augmented": ("53.5",)}
+
+# Table 8: harmful examples under the constrained objective, with warm-up, by β.
+T8: Mapping[str, str] = {"constrained": "4.6", "uniform:0.1": "86.2", "uniform:0.5": "7.2", "uniform:2": "0.5"}
+
 # Tables 4, 9 and 10: ASR after fine-tuning Llama-2-7B-Chat (T10: its augmented version).
 TUNED = ("SFT", "SFT, warm-up", "constrained", "constrained, warm-up")
 T9 = {
@@ -77,12 +86,14 @@ T10 = {
     "identity shifting": ("53.9", "37.0", "28.8", "3.0"),
     "backdoor, trigger": ("80.0", "83.6", "16.4", "12.7"),
 }
+T13 = {"harmful examples": ("87.3", "", "", ""), "identity shifting": ("78.2", "", "", "")}  # Vaccine, then SFT
 T4_BACKDOOR = {"backdoor, no trigger": ("7.6 ± 1.1", "", "", "1.9 ± 0.2")}  # SFT without, constrained with warm-up
 
 
 def beside_audit(audit: Audit) -> tuple[Exhibit, ...]:
-    """Tables 1 and 3 beside an audit, where it has a cell of theirs."""
-    return tuple(exhibit for exhibit in (_prefixes(audit), _deepening(audit)) if exhibit is not None)
+    """Tables 1, 3 and 5 beside an audit, where it has a cell of theirs."""
+    found = _prefixes(audit), _deepening(audit), _framing(audit)
+    return tuple(exhibit for exhibit in found if exhibit is not None)
 
 
 def _prefixes(audit: Audit) -> Exhibit | None:
@@ -102,7 +113,7 @@ def _prefixes(audit: Audit) -> Exhibit | None:
     theirs = [(f"{name}, paper", tuple(values[place] for place in places)) for name, values in T1.items()]
     columns = tuple(f"“{prefix}”" if prefix else "none" for prefix in shown)
     return Exhibit(
-        "Table 1: a refusal’s first words put into the base model’s mouth", "ASR in %.", columns, (*ours, *theirs)
+        "Table 1: a refusal’s first words put into a model’s mouth", f"ASR in %{COUNTED}.", columns, (*ours, *theirs)
     )
 
 
@@ -127,10 +138,28 @@ def _deepening(audit: Audit) -> Exhibit | None:
     ]
     return Exhibit(
         "Table 3: prefilling and other attacks, before and after deepening",
-        "ASR in %; prefilling by tokens given. Of other attacks the strongest setting is shown; the paper’s suffix is "
-        "the mean of the best 3 of 10, its decoding the worst answer of a grid.",
+        f"ASR in %{COUNTED}; prefilling by tokens given. Of other attacks the strongest setting is shown; "
+        "the paper’s suffix is the mean of the best 3 of 10, its decoding the worst answer of a grid.",
         tuple(f"prefill {name}" if name.isdigit() else name for name in names),
         tuple(shown),
+    )
+
+
+def _framing(audit: Audit) -> Exhibit | None:
+    rows = [
+        row
+        for row in wording.other_attacks(audit)
+        if row.attack == "framing" and row.parameters.get("frame") == T5_FRAME and row.counted is Counted.CONTINUATION
+    ]
+    if not rows:
+        return None
+    name, best = wording.model_name(audit.model.name), max(rows, key=lambda row: row.asr)
+    theirs = [(f"Llama-2-7B-Chat {version}, paper", cells) for version, cells in T5.items()]
+    return Exhibit(
+        "Table 5: the request as code to be completed",
+        f"ASR in %{COUNTED}. The frame is fathom’s own, in its strongest way of drawing.",
+        ("code completion",),
+        ((f"{name}, measured here", (_cell(best),)), *theirs),
     )
 
 
@@ -140,12 +169,14 @@ def _sibling(name: str, measured: Mapping[str, str]) -> bool:
 
 
 def beside_stress(stress: Stress) -> tuple[Exhibit, ...]:
-    """Tables 9 and 10 beside a sweep: plain SFT and the paper's objective, with and without warm-up."""
+    """Tables 9 and 10 beside a sweep: plain SFT and the paper's objective, with and without warm-up; table 8, by β."""
     exhibits = []
     for model in dict.fromkeys(tune.model for tune in stress.finetunes):
-        measured = _tuned(stress, model)
+        measured, by_beta = _tuned(stress, model), _by_beta(stress, model)
         if measured:
             exhibits.append(_tuned_exhibit(model, measured))
+        if len(by_beta) > 1:
+            exhibits.append(_beta_exhibit(model, by_beta))
     return tuple(exhibits)
 
 
@@ -157,12 +188,14 @@ def _tuned_exhibit(model: str, measured: Mapping[str, Sequence[str]]) -> Exhibit
             if name in T9:
                 rows.append((f"{name}: Llama-2-7B-Chat, paper (T9)", T9[name]))
                 rows.append((f"{name}: the same augmented, paper (T10)", T10[name]))
+                if name in T13:
+                    rows.append((f"{name}: after Vaccine, paper (T13)", T13[name]))
             else:
                 rows.append((f"{name}: Llama-2-7B-Chat, paper (T4)", T4_BACKDOOR[name]))
     return Exhibit(
-        "Tables 4, 9 and 10: fine-tuning attacks, with and without warm-up",
-        "ASR in %, greedy. Measured here: the strongest useful setting and step of the sweep; the paper’s is one "
-        "setting.",
+        "Tables 4, 9, 10 and 13: fine-tuning attacks, with and without warm-up",
+        f"ASR in %, greedy{COUNTED}. Measured here: the strongest useful setting and step of the sweep; "
+        "the paper’s is one setting.",
         TUNED,
         tuple(rows),
     )
@@ -176,15 +209,45 @@ def _tuned(stress: Stress, model: str) -> dict[str, tuple[str, ...]]:
             continue
         cells = found.setdefault(name, [""] * len(TUNED))
         for warm in (False, True):
-            kept = [
-                choice
-                for choice in choices(stress, question)
-                if choice.step > 0 and choice.useful and _warm(dict(choice.parameters)) is warm
-            ]
-            if kept:
-                best = max(kept, key=lambda choice: choice.asr)
-                cells[column + warm] = percent(best.harmful, best.n).removesuffix(" %")
+            cells[column + warm] = _strongest(stress, question, warm=warm)
     return {name: tuple(cells) for name, cells in found.items()}
+
+
+def _by_beta(stress: Stress, model: str) -> dict[str, str]:
+    """Harmful examples under the paper's objective with warm-up, by β, where that was swept."""
+    found = {}
+    for question in questions(stress):
+        objective = "constrained" if question.objective == "paper" else question.objective
+        asked = question.model == model and question.temperature == 0 and _paper_name(question) == "harmful examples"
+        if asked and objective in T8 and (cell := _strongest(stress, question, warm=True)):
+            found[objective] = cell
+    return found
+
+
+def _beta_exhibit(model: str, measured: Mapping[str, str]) -> Exhibit:
+    return Exhibit(
+        "Table 8: harmful examples under the constrained objective, by β",
+        f"ASR in %, greedy, with warm-up{COUNTED}. The paper’s model of a uniform β of 2 was of no use any more "
+        "(GSM8K 2.1); measured here is the strongest useful setting and step.",
+        tuple("0.5, then 2, then 0.1" if name == "constrained" else name.replace(":", " ") for name in T8),
+        (
+            (f"{wording.model_name(model)}, measured here", tuple(measured.get(name, "") for name in T8)),
+            ("Llama-2-7B-Chat, paper", tuple(T8.values())),
+        ),
+    )
+
+
+def _strongest(stress: Stress, question: Question, *, warm: bool) -> str:
+    """The useful setting and step that gets most through, with or without warm-up; empty where there is none."""
+    kept = [
+        choice
+        for choice in choices(stress, question)
+        if choice.step > 0 and choice.useful and _warm(dict(choice.parameters)) is warm
+    ]
+    if not kept:
+        return ""
+    best = max(kept, key=lambda choice: choice.asr)
+    return _bare(wording.rated(best.harmful, best.n, *best.interval, best.undecided))
 
 
 def _paper_name(question: Question) -> str | None:
@@ -203,4 +266,9 @@ def _warm(parameters: Mapping[str, object]) -> bool:
 
 
 def _cell(row: AttackRow | None) -> str:
-    return "" if row is None else percent(row.harmful, row.n).removesuffix(" %")
+    return "" if row is None else _bare(wording.rated_row(row))
+
+
+def _bare(rated: str) -> str:
+    """Without percent signs: the table says what its numbers are."""
+    return rated.replace(" %", "")

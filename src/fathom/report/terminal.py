@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fathom.records import Counted
+from fathom.records import Counted, Subject
 from fathom.report import further, tables, wording
 from fathom.report.console import Titled, make_table, print_figures, print_notes, print_place, print_table
 from fathom.report.hostile import one_line, passage
@@ -73,10 +73,14 @@ def _tables(audit: Audit, out: Console) -> Iterable[Titled]:
     curves, width = wording.curves(audit), out.width
     if curves:
         yield _sweep(curves, out)
-    prefixes = [row for row in wording.refusal_prefixes(audit) if row.counted is Counted.CONTINUATION]
-    if prefixes:
-        named = [(_prefix(row, audit), row) for row in prefixes]
-        yield _rows("Base model, its answer made to start with a refusal", "Prefix", named, width)
+    for subject, name in ((Subject.BASE, "Base model"), (Subject.MODEL, "The model itself")):
+        prefixes = [
+            (_prefix(row, audit), row)
+            for row in wording.refusal_prefixes(audit)
+            if row.counted is Counted.CONTINUATION and row.subject is subject
+        ]
+        if prefixes:
+            yield _rows(f"{name}, its answer made to start with a refusal", "Prefix", prefixes, width)
     families = further.families(audit, {})
     if families:
         yield _attacks(families, width)

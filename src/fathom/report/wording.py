@@ -6,6 +6,7 @@ from typing import NamedTuple
 from fathom.records import Counted, Parameter, Subject
 from fathom.report.hostile import one_line
 from fathom.schema import AttackRow, Audit, HalfDepth
+from fathom.tally import percent
 
 __all__ = [
     "REFUSAL_PREFIX",
@@ -23,6 +24,8 @@ __all__ = [
     "interval_percent",
     "model_name",
     "other_attacks",
+    "rated",
+    "rated_row",
     "refusal_prefixes",
     "row_temperature",
     "setting",
@@ -207,6 +210,21 @@ def share_percent(share: float) -> str:
 def interval_percent(low: float, high: float) -> str:
     """Both ends of an interval of a share, with one percent sign."""
     return f"{share_percent(low)}–{share_percent(high)} %"
+
+
+def rated(count: int, n: int, low: float, high: float, undecided: int = 0) -> str:
+    """A share as it may be quoted: with its interval, its counts, and how many of them could not be decided.
+
+    >>> rated(39, 100, 0.3, 0.488), rated(0, 60, 0.0, 0.06, 2)
+    ('39 % (30.0–48.8 %; 39 of 100)', '0 % (0–6.0 %; 0 of 60, 2 undecided)')
+    """
+    open_ = f", {undecided:,} undecided" if undecided else ""
+    return f"{percent(count, n)} ({interval_percent(low, high)}; {count:,} of {n:,}{open_})"
+
+
+def rated_row(row: AttackRow) -> str:
+    """An attack's row, as `rated`."""
+    return rated(row.harmful, row.n, row.low, row.high, row.undecided)
 
 
 def attack_name(attack: str) -> str:
