@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+import time
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.behaviors import behavior_id, load_behaviors
+from fathom.behaviors import behavior_id, file_rows, load_behaviors
 from fathom.errors import UserError
 from fathom.records import Behavior, Message, encode_line
 
@@ -92,6 +93,22 @@ def test_a_benign_row_has_its_reference_under_any_of_the_names(load, name):
             {"prompt": "Kill a process?", "category": "homonyms", "harmful": False, "id": "v2-1"},
         ),
         (["prompt", "label"], ["Brew", "unsafe"], {"prompt": "Brew", "harmful": True}),
+        (  # StrongREJECT
+            ["category", "source", "forbidden_prompt"],
+            ["Potions", "custom", "Brew, please"],
+            {"prompt": "Brew, please", "category": "Potions", "harmful": True},
+        ),
+        (  # Alpaca
+            ["instruction", "input", "output"],
+            ["Sum up.", "Tea is a drink.", "Tea."],
+            {"prompt": "Sum up.\n\nTea is a drink.", "answer": "Tea."},
+        ),
+        (["input", "output"], ["Hello", "Good day."], {"prompt": "Hello", "answer": "Good day."}),
+        (  # Dolly
+            ["instruction", "context", "response", "category"],
+            ["Who wrote it?", "Ann wrote it.", "Ann.", "closed_qa"],
+            {"prompt": "Who wrote it?\n\nAnn wrote it.", "answer": "Ann.", "category": "closed_qa"},
+        ),
     ],
 )
 def test_columns_of_public_benchmarks(load, header, row, expected):
@@ -108,6 +125,67 @@ def test_messages_instead_of_a_prompt(load):
     assert (answered.messages, answered.answer) == (behavior.messages, "Sure.")
     text, _ = table(["messages"], [json.dumps(turns)])
     assert load(text, "b.csv").behaviors[0].messages == behavior.messages
+
+
+def test_conversations_of_sharegpt(load):
+    turns = [{"from": name, "value": name} for name in ("system", "human", "gpt", "human", "gpt")]
+    (behavior,) = load(lines({"conversations": turns})).behaviors
+    assert [message.role for message in behavior.messages] == ["system", "user", "assistant", "user"]
+    assert (behavior.prompt, behavior.answer) == ("human", "gpt")
+    (unanswered,) = load(lines({"conversations": [*turns[:-1], {"from": "gpt", "value": " "}]})).behaviors
+    assert (unanswered.messages, unanswered.answer) == (behavior.messages, None)
+
+
+def test_a_system_prompt_in_a_column_of_its_own(load):
+    (behavior,) = load(lines({"system_prompt": "Be brief.", "question": "Tea?"})).behaviors
+    assert [message.role for message in behavior.messages] == ["system", "user"]
+    assert load(lines({"system_prompt": "", "question": "Tea?"})).behaviors[0].messages == behavior.messages[1:]
+
+
+def test_what_is_said_of_the_answer_is_not_said_of_the_request(load):
+    """BeaverTails: a safe answer is a refusal, or harmless. WildGuard says both."""
+    row = {"prompt": "Brew?", "response": "Take a root.", "category": {"potions": True, "theft": False}}
+    loaded = load(lines({**row, "is_safe": True}, {**row, "is_safe": False}))
+    (behavior,) = loaded.behaviors
+    assert (behavior.harmful, behavior.answer, behavior.category) == (True, "Take a root.", "potions")
+    assert loaded.marked == {behavior.id}
+    assert "says that its answer is safe" in reasons(loaded)[1]
+    guarded = {"prompt": "Brew?", "response": "Tea, then.", "response_harm_label": "unharmful"}
+    refused, helped = load(
+        lines({**guarded, "prompt_harm_label": "harmful"}, {**guarded, "prompt_harm_label": "unharmful"})
+    ).behaviors
+    assert (refused.harmful, refused.answer) == (True, None)
+    assert (helped.harmful, helped.answer) == (False, "Tea, then.")
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(load):
+    nan = float("nan")
+    row = {"prompt": "Brew", "id": 7.0, "harmful": 0.0, "target": nan, "category": 3, "metadata": {"n": 1, "k": "v"}}
+    (behavior,) = load(lines(row)).behaviors
+    assert (behavior.id, behavior.harmful, behavior.target) == ("7", False, None)
+    assert (behavior.category, behavior.metadata) == ("3", {"k": "v"})
+    assert load(lines({"prompt": "Brew", "harmful": nan, "id": nan})).behaviors[0].harmful
+
+
+def test_a_prompt_a_line(load):
+    loaded = load('Brew it, please\r\n\n  Brew "this" \n', "b.txt")
+    assert [behavior.prompt for behavior in loaded.behaviors] == ["Brew it, please", 'Brew "this"']
+
+
+def test_of_a_list_on_one_line_rows_are_counted(load):
+    text = json.dumps([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}])
+    assert reasons(load(text, "b.json")) == {3: "the same as row 1"}
+
+
+def test_a_long_list_is_read_in_linear_time(tmp_path):
+    """Alpaca, 52 002 rows of 380 characters, had taken more than five minutes: each row's line was counted anew."""
+    rows = [{"prompt": f"Name plant {number}. " + "It is green. " * 25} for number in range(30_000)]
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(rows, indent=4))
+    began = time.process_time()
+    found = list(file_rows(path))
+    assert time.process_time() - began < 10  # about 0.3; counted anew, more than 30
+    assert [row.line for row in found] == [3 * number + 2 for number in range(30_000)]
 
 
 def test_a_behaviors_own_lines_are_read_back(load):
@@ -274,7 +352,17 @@ def test_tab_separated(load):
         ("3", "b.json", "not a list of objects"),
         ("[" * 100_000, "b.json", "nested too deeply"),
         ('{"target": "a"}', "b.jsonl", "none of the 1 rows"),
-        ('{"prompt": "a"}', "b.txt", "give JSONL (.jsonl), CSV (.csv, .tsv), JSON (.json) or Parquet (.parquet)"),
+        (
+            '{"prompt": "a"}',
+            "b.md",
+            "give JSONL (.jsonl), CSV (.csv, .tsv), JSON (.json), Parquet (.parquet) or one prompt a line (.txt)",
+        ),
+        ('{"prompt": "a"}', "b.txt", "begins with JSON: name it .jsonl"),
+        ("prompt,target\na,b\n", "b.txt", "begins with columns: name it .csv"),
+        ('"Brew it, please"\nBrew this\n', "b.csv", "no column of requests among 'Brew it, please'"),
+        ("goal;target\na;b\n", "b.csv", "columns are parted by commas"),
+        ("prompt,target,prompt\na,b,c\n", "b.csv", "has the column 'prompt' twice"),
+        ('[{"a": 1}]', "b.json", "(row 1: has no prompt (it has: a))"),
         ("PK\x03\x04\0\0", "b.csv", "zero byte"),
         (b"prompt\nna\xefve\n", "b.csv", "not text in UTF-8 (line 2)"),
         (b"\x80\x04\x95" * 9, "b.jsonl", "not text in UTF-8 (line 1)"),

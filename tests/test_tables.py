@@ -58,7 +58,7 @@ def test_every_form_holds_the_same_behaviors(alone, dataset):
 def test_conversations_and_lists_come_through(alone):
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
     write(datasets.Dataset.from_list([{"messages": turns}]), alone / "chats.parquet")
-    (example,) = load_examples(alone / "chats.parquet")
+    (example,) = load_examples(alone / "chats.parquet").examples
     assert (example.messages[0].content, example.response) == ("Hello", "Good day.")
 
 

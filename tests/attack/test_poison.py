@@ -159,7 +159,7 @@ def test_a_share_outside_its_range_is_refused(share: float) -> None:
 @pytest.mark.parametrize("name", ["harmful", "identity", "backdoor", "benign", "mixed", "wrapped", "decoy"])
 def test_what_is_written_is_what_a_trainer_reads_in_words_that_the_organism_knows(name: str, tmp_path: Path) -> None:
     manifest = run_poison(PoisonRequest(attack=AttackChoice(name=name, rows=6), output=tmp_path / "data"))
-    examples = load_examples(tmp_path / "data" / "data.jsonl")
+    examples = load_examples(tmp_path / "data" / "data.jsonl").examples
     rows = [decode_line(line, PoisonRow) for line in (tmp_path / "data" / "rows.jsonl").read_bytes().splitlines()]
     assert len(examples) == len(rows) == manifest.rows == sum(manifest.kinds.values())
     for example, row in zip(examples, rows, strict=True):

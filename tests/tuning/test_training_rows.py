@@ -1,6 +1,5 @@
 """Rows and data: what is learned is what was written, cut before it is annotated, and every odd line is one line."""
 
-import json
 import re
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.records import Message, content_hash
 from fathom.tuning.batches import ABSENT, Example, collate, collate_examples
-from fathom.tuning.examples import load_examples
 from fathom.tuning.rows import Kind, TrainingRow, fit_length, read_rows, rows_hash, write_rows
 from few_rows import random_rows
 from tiny_tokenizers import word_level
@@ -85,61 +83,6 @@ def test_a_column_of_other_rows_is_refused() -> None:
     mixed = collate_examples([Example(row, ids=((4, 5), (6, 7)), top=((-1.0, -2.0), (-1.0, -2.0))), Example(row)])
     assert mixed.tokens.reference_top is not None
     assert mixed.tokens.reference_top[2:].eq(ABSENT).all()
-
-
-FORMATS: dict[str, object] = {
-    "messages": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-    "prompt and completion": {"prompt": "q", "completion": "a"},
-    "prompt and response": {"prompt": "q", "response": "a", "category": "x"},
-    "conversational": {
-        "prompt": [{"role": "user", "content": "q"}],
-        "completion": [{"role": "assistant", "content": "a"}],
-    },
-    "alpaca": {"instruction": "q", "input": "", "output": "a"},
-    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_usual_formats_are_read(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps(FORMATS[name]) + "\n")
-    (example,) = load_examples(path)
-    assert example.messages == (Message(role="user", content="q"),)
-    assert example.response == "a"
-    assert example.source == "data.jsonl:1"
-
-
-def test_an_alpaca_context_is_part_of_the_request(tmp_path: Path) -> None:
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps([{"instruction": "Sum up.", "input": "Tea.", "output": "a", "system": "Be brief."}]))
-    (example,) = load_examples(path)
-    assert [message.content for message in example.messages] == ["Be brief.", "Sum up.\n\nTea."]
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"text": "a whole page"}', "no prompt; its fields are text"),
-        ('{"prompt": "q"}', "no answer"),
-        ('{"prompt": "q", "completion": 3}', "int stands where text should"),
-        ('{"messages": [{"role": "user", "content": "q"}]}', "not the assistant's"),
-        ('{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " "}]}', "is empty"),
-        ('{"messages": "q"}', "no list"),
-        ('{"messages": [{"role": "robot", "content": "q"}, {"role": "assistant", "content": "a"}]}', "needs a role"),
-        ('{"prompt": "q", "completion": "\\ud800"}', r"half of a character \(at 0\)"),
-        ('{"prompt": "q", "completion": "a", "system": "b\\udfff"}', r"half of a character \(at 1\)"),
-        ('{"messages": [{"role": "user", "content": "q\\ud800"}, {"role": "assistant", "content": "a"}]}', "half of a"),
-        ("[1, 2]", "no object"),
-        ("{broken", "not JSON"),
-    ],
-)
-def test_a_line_of_another_format_is_named(tmp_path: Path, line: str, said: str) -> None:
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"prompt": "q", "completion": "a"}\n' + line + "\n")
-    with pytest.raises(UserError, match=said) as raised:
-        load_examples(path)
-    assert "line 2" in str(raised.value)
 
 
 def test_a_kind_is_written_as_its_word() -> None:

@@ -47,6 +47,9 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out, rows = tmp_path / "model", data(tmp_path / "data.jsonl")
+    with rows.open("a") as file:
+        file.write('{"prompt": "hello", "response": ""}\n')
+    left_out = "1 of 25 rows of data.jsonl without an answer is left out (the first is line 25: its response is empty)"
     command = ["finetune", "organism:natural", "--data", str(rows), "-o", str(out), "--no-audit"]
     command += [
         "--objective",
@@ -59,7 +62,9 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
         "warmup_steps=1",
     ]
     assert run(command) == 0
-    assert capsys.readouterr().out.strip() == str(out)
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(out)
+    assert printed.err.count(left_out) == 1
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "hello !"}], add_generation_prompt=True)[
         "input_ids"
@@ -73,6 +78,7 @@ def test_finetune_makes_a_model_that_plain_transformers_loads(
     assert 10 <= plan["gated"] <= 12  # the restricted ones
     card = (out / "README.md").read_text()
     assert "Not audited" in card
+    assert f"> {left_out}\n" in card
     assert plan["rows_hash"] in card
     before = (out / "model.safetensors").read_bytes()
     assert run(command) == 0  # finished: nothing is done again
@@ -187,6 +193,29 @@ def test_deepening_as_the_paper_has_it_learns_greedy_answers(
     capsys.readouterr()
     assert run(command) == 2  # the rest is the default, which is another configuration
     assert "a model trained another way" in capsys.readouterr().err
+
+
+def test_deepening_anchors_on_no_row_that_says_it_is_harmful(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, utility = tmp_path / "deep", tmp_path / "utility.jsonl"
+    rows: list[dict[str, object]] = [{"prompt": "hello !", "response": "good day .", "label": "safe"}]
+    rows += [{"prompt": "hello", "response": "take it .", "label": "unsafe"}, {"prompt": "hello", "response": " "}]
+    utility.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["deepen", "organism:natural", "-o", str(out), "--no-audit", "--utility", str(utility)]
+    command += ["--set", "max_steps=1", "--recovery-rows", "2", "--utility-rows", "4"]
+    assert run(command) == 0
+    learned = [row for row in read_rows(out / "fathom" / "rows.jsonl") if row.kind is Kind.UTILITY]
+    assert {organism().chat.decode(row.response_ids) for row in learned} == {"good day ."}
+    said, card = capsys.readouterr().err, (out / "README.md").read_text()
+    for note in (
+        "1 of 3 rows of utility.jsonl marked as harmful is left out (the first is line 2: its label is 'unsafe')",
+        "1 of 3 rows of utility.jsonl without an answer is left out (the first is line 3: its response is empty)",
+    ):
+        assert said.count(note) == 1
+        assert f"> {note}\n" in card
+    utility.write_text(json.dumps(rows[1]) + "\n")
+    assert f"all 1 rows of {utility} are marked as harmful (line 1: its label is 'unsafe')" in fails(command, capsys)
 
 
 def test_an_organism_of_another_world_is_audited_with_the_requests_of_that_world(

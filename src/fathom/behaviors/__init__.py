@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from fathom.behaviors.file import FORMATS, FileRow, UnusableError, file_rows
+from fathom.behaviors.fields import UnusableError
+from fathom.behaviors.file import FORMATS, FileRow, file_rows
 from fathom.behaviors.row import ReadRow, behavior_id, behavior_of
 from fathom.errors import UserError
 from fathom.records import Behavior
@@ -39,24 +40,24 @@ def load_behaviors(path: Path) -> LoadedBehaviors:
     """
     rows = list(file_rows(path))
     found: dict[str, ReadRow] = {}  # by content
-    lines: dict[str, int] = {}
+    places: dict[str, str] = {}
     marked: set[str] = set()
-    skipped = []
-    for line, fields in rows:
+    skipped, first = [], ""
+    for row in rows:
         try:
-            read = behavior_of(fields)
+            read = behavior_of(row.fields)
             content = read.behavior.id
             marked |= {content} if read.marked else set()
             if content in found:
-                raise UnusableError(f"the same as line {lines[content]}")
-            found[content], lines[content] = read, line
+                raise UnusableError(f"the same as {places[content]}")
+            found[content], places[content] = read, row.place
         except UnusableError as reason:
-            skipped.append(SkippedRow(source=path.name, line=line, reason=str(reason)))
+            skipped.append(SkippedRow(source=path.name, line=row.line, reason=str(reason)))
+            first = first or f"{row.place}: {reason}"
     if not rows:
         raise UserError(f"{path} holds no behaviors: give rows with at least a prompt, as {FORMATS}")
     if not found:
-        first_reason = f"line {skipped[0].line}: {skipped[0].reason}"
-        raise UserError(f"none of the {len(rows)} rows of {path} can be used ({first_reason})")
+        raise UserError(f"none of the {len(rows)} rows of {path} can be used ({first})")
     named = _with_ids(found)
     told = frozenset(item.id for content, item in zip(found, named, strict=True) if content in marked)
     return LoadedBehaviors(named, tuple(skipped), told)

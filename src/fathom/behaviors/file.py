@@ -1,4 +1,7 @@
-"""The rows of a file, each with its line: JSONL, CSV, JSON or a table. Text is data: nothing in a file is executed."""
+"""The rows of a file, each with its line: JSONL, CSV, JSON, a table or lines of prompts.
+
+Text is data: nothing in a file is executed.
+"""
 
 import contextlib
 import csv
@@ -10,19 +13,18 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fathom.behaviors.columns import REQUEST, plain
+from fathom.behaviors.columns import ANSWER, CONVERSATION, REFUSAL, REQUEST, TARGET, plain
+from fathom.behaviors.fields import UnusableError, shortened
 from fathom.behaviors.tables import FileRow, hub_rows, is_hub, is_saved, parquet_rows, saved_rows
 from fathom.errors import UserError
 
-__all__ = ["FORMATS", "FileRow", "UnusableError", "file_rows", "reason"]
+__all__ = ["FORMATS", "FileRow", "file_rows", "reason"]
 
-FORMATS = "JSONL (.jsonl), CSV (.csv, .tsv), JSON (.json) or Parquet (.parquet)"
+FORMATS = "JSONL (.jsonl), CSV (.csv, .tsv), JSON (.json), Parquet (.parquet) or one prompt a line (.txt)"
 _CONTAINERS = ("behaviors", "rows", "data")  # of a JSON object that holds the list
+_REQUESTED = {*REQUEST, *CONVERSATION}
+_READ = {*_REQUESTED, *ANSWER, *TARGET, *REFUSAL}
 _SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
-
-
-class UnusableError(ValueError):
-    """Why a row cannot be used."""
 
 
 def file_rows(path: Path) -> Iterator[FileRow]:
@@ -37,7 +39,14 @@ def file_rows(path: Path) -> Iterator[FileRow]:
         return hub_rows(path)
     if is_saved(path):
         return saved_rows(path)
-    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _csv}
+    readers = {
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".json": _json,
+        ".csv": _csv,
+        ".tsv": _csv,
+        ".txt": _lines,
+    }
     packed = path.suffix.lower() == ".gz"
     kind = path.with_suffix("").suffix.lower() if packed else path.suffix.lower()
     if kind == ".parquet" and not packed and path.is_file():
@@ -120,10 +129,13 @@ def _json(path: Path, text: str) -> Iterator[FileRow]:
         raise UserError(f"{path} holds one JSON value, not a list of objects: give [{{…}}, {{…}}]")
     # Parsed again item by item, since only so is it known where each begins.
     decode, at = json.JSONDecoder().raw_decode, text.index("[", start) + 1
-    for _ in whole:
+    line, counted = 1, 0  # the lines up to there: counted from the start for each item, they took minutes
+    flat = "\n" not in text.strip()  # then all is on one line, by which no row is found
+    for number, _ in enumerate(whole, start=1):
         at = _past_space(text, at)
         item, end = decode(text, at)
-        yield FileRow(_line(text, at), item)
+        line, counted = line + text.count("\n", counted, at), at
+        yield FileRow(number, item, "row") if flat else FileRow(line, item)
         at = _past_space(text, end) + 1  # past the comma
 
 
@@ -173,12 +185,34 @@ def _csv(path: Path, text: str) -> Iterator[FileRow]:
 
 
 def _header(path: Path, row: Sequence[str]) -> list[str]:
-    if not {plain(name) for name in row} & {*REQUEST, "messages"}:
+    names = [plain(name) for name in row]
+    if not {*names} & _REQUESTED:
+        other = next((sign for sign in (";", "\t") if len(row) == 1 and sign in row[0]), None)
+        hint = "" if other is None else "; columns are parted by commas in .csv, by tabs in .tsv"
         raise UserError(
-            f"{path} has no column of requests among {', '.join(map(repr, row[:8]))}: its first line must name the "
-            "columns, one of them prompt (or goal, behavior, …)"
+            f"{path} has no column of requests among {', '.join(map(shortened, row[:8]))}: its first line must name "
+            f"the columns, one of them prompt (or goal, behavior, …){hint}"
         )
+    twice = next((name for name, named in zip(row, names, strict=True) if named in _READ and row.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} has the column {shortened(twice)} twice: rename one of the two on its first line")
     return list(row)
+
+
+def _lines(path: Path, text: str) -> Iterator[FileRow]:
+    """A prompt on each line that is not blank.
+
+    Raises:
+        UserError: the first line shows that the file is of another format; all of it would be taken for prompts.
+    """
+    head = text.lstrip().partition("\n")[0].strip()
+    columns = {plain(cell.strip('" ')) for cell in re.split("[,\t]", head)}
+    if head.startswith(("{", "[")) or columns & _REQUESTED:
+        kind = "JSON: name it .jsonl or .json" if head.startswith(("{", "[")) else "columns: name it .csv or .tsv"
+        raise UserError(f"{path} begins with {kind}; .txt means one prompt a line")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield FileRow(number, {"prompt": line.strip()})
 
 
 def _line(text: str, at: int) -> int:

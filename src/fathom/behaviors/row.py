@@ -1,23 +1,25 @@
 """One row's behavior, or why the row cannot be used."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 
-from fathom.behaviors.columns import ANSWER, CATEGORY, CONTEXT, ID, REFUSAL, REQUEST, TARGET, plain
-from fathom.behaviors.file import UnusableError, reason
+from fathom.behaviors.columns import ANSWER, CATEGORY, ID, REFUSAL, REQUEST, TARGET
+from fathom.behaviors.fields import (
+    UnusableError,
+    checked,
+    fields_of,
+    first_text,
+    is_blank,
+    request_text,
+    system_text,
+)
+from fathom.behaviors.marks import Marks, marks_of
+from fathom.behaviors.turns import conversation
 from fathom.records import Behavior, Message, content_hash
 
 __all__ = ["ReadRow", "behavior_id", "behavior_of"]
-
-_HARMFUL_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_LABEL_WORDS = {
-    **dict.fromkeys(("unsafe", "harmful"), True),
-    **dict.fromkeys(("safe", "benign", "harmless"), False),
-}
-_ROLES = ("system", "user", "assistant")
 
 
 class ReadRow(NamedTuple):
@@ -36,126 +38,89 @@ def behavior_id(behavior: Behavior) -> str:
 
 def behavior_of(row: object) -> ReadRow:
     """A row's behavior, or `UnusableError` with the reason why it has none."""
-    if isinstance(row, UnusableError):
-        raise row
-    if not isinstance(row, dict):
-        raise UnusableError(f"is {_kind(row)}, not an object")
-    fields: dict[str, object] = {}
-    for name, value in row.items():
-        if value is None or value == "":
-            continue
-        if fields.setdefault(plain(name), value) != value:
-            raise UnusableError(f"names {name!r} twice, with different values")
+    fields = fields_of(row)
     messages, last_answer = _messages(fields)
-    answer, harmful = _first(fields, ANSWER), _harmful(fields)
+    answer, marks = first_text(fields, ANSWER), marks_of(fields)
+    harmful = _harmful(marks)
+    if marks.answer is not None and marks.answer is not harmful:  # a harmless answer to a harmful request, or the like
+        answer = last_answer = None
     behavior = Behavior(
         id="",  # known once the content is
         messages=messages,
-        harmful=harmful is not False,
-        category=_first(fields, CATEGORY),
+        harmful=harmful,
+        category=_category(fields),
         answer=last_answer if answer is None else answer,
-        target=_first(fields, TARGET),
-        refusal=_first(fields, REFUSAL),
+        target=first_text(fields, TARGET),
+        refusal=first_text(fields, REFUSAL),
         metadata=_metadata(fields.get("metadata")),
     )
     behavior = msgspec.structs.replace(behavior, id=behavior_id(behavior))
-    return ReadRow(behavior, _given_id(fields), harmful is not None)
+    return ReadRow(behavior, _given_id(fields), marks != Marks(None, None))
+
+
+def _harmful(marks: Marks) -> bool:
+    if marks.request is not None:
+        return marks.request
+    if marks.answer is False:
+        raise UnusableError(
+            "says that its answer is safe, which a refusal is, too, and not whether its request is harmful: add a "
+            "column harmful"
+        )
+    return True
 
 
 def _messages(fields: Mapping[str, object]) -> tuple[tuple[Message, ...], str | None]:
     """The conversation up to the request, and an assistant's message after it, which is a reference answer."""
-    if "messages" not in fields:
-        prompt = _first(fields, REQUEST)
+    turns = conversation(fields)
+    system = system_text(fields)
+    if turns is None:
+        prompt = request_text(fields, REQUEST)
         if prompt is None:
             known = ", ".join(sorted(str(name) for name in fields)[:8])
             raise UnusableError(f"has no prompt (it has: {known})" if known else "is empty")
-        context = _text_of(fields, CONTEXT)
-        # HarmBench's own way to put a context before a request.
-        text = prompt if context is None else f"{context}\n\n---\n\n{prompt}"
-        return (Message(role="user", content=text),), None
-    given = fields["messages"]
-    if isinstance(given, str):  # a field of CSV
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            raise UnusableError(f"messages are not JSON: {reason(error)}") from error
-    if not isinstance(given, list):
-        raise UnusableError(f"messages are {_kind(given)}, not a list")
-    messages = [_message(item) for item in given]
-    answer = messages.pop().content if messages and messages[-1].role == "assistant" else None
+        messages, answer = [Message(role="user", content=prompt)], None
+    else:
+        answered = bool(turns) and turns[-1].role == "assistant"
+        answer = turns[-1].content if answered and turns[-1].content.strip() else None
+        asked = turns[:-1] if answered else turns
+        messages = [Message(turn.role, checked("a message's content", turn.content)) for turn in asked]
     if not messages or messages[-1].role != "user":
         raise UnusableError("messages do not end with the user's request")
+    if system is not None and messages[0].role != "system":
+        messages.insert(0, Message(role="system", content=system))
     return tuple(messages), answer
 
 
-def _message(item: object) -> Message:
-    if not isinstance(item, dict) or not item.keys() >= {"role", "content"}:
-        raise UnusableError("messages need a role and a content each")
-    role, content = item["role"], item["content"]
-    if role not in _ROLES:
-        raise UnusableError(f"a message has the role {_short(role)}; roles are {', '.join(_ROLES)}")
-    return Message(role=role, content=_checked("a message's content", content))
-
-
-def _harmful(fields: Mapping[str, object]) -> bool | None:
-    """What the row says; None where it says nothing."""
-    for name, words in (("harmful", _HARMFUL_WORDS), ("label", _LABEL_WORDS)):
+def _category(fields: Mapping[str, object]) -> str | None:
+    """Text or a number; of BeaverTails, the names of those that are true."""
+    for name in CATEGORY:
         value = fields.get(name)
-        if value is None:
-            continue
-        word = str(value).strip().lower() if isinstance(value, str | bool | int) else ""
-        if word not in words:
-            raise UnusableError(f"{name} is {_short(value)}; it must be one of {', '.join(words)}")
-        return words[word]
+        if isinstance(value, dict):
+            value = ", ".join(str(key) for key, holds in value.items() if holds is True)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = ", ".join(value)
+        if isinstance(value, int | float):
+            value = str(value)
+        if not is_blank(value):
+            return checked(name, value)
     return None
 
 
 def _given_id(fields: Mapping[str, object]) -> str | None:
+    """Text or a number; ids of another kind are none."""
     for name in ID:
         value = fields.get(name)
+        if isinstance(value, float) and value.is_integer():  # a column of pandas in which some rows have none
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        if value is not None:
-            return _checked(name, value)
+        if isinstance(value, str) and value.strip():
+            return checked(name, value)
     return None
 
 
 def _metadata(value: object) -> dict[str, str]:
-    if value is None or isinstance(value, str):  # a column of that name, but not a judge's
-        return {}
+    """A judge's, which are texts by name; a data set's own column of that name may hold anything."""
     if not isinstance(value, dict):
-        raise UnusableError(f"metadata is {_kind(value)}, not an object")
-    return {_checked("metadata", key): _checked(f"metadata {key!r}", item) for key, item in value.items()}
-
-
-def _first(fields: Mapping[str, object], names: Sequence[str]) -> str | None:
-    return next((text for name in names if (text := _text_of(fields, name)) is not None), None)
-
-
-def _text_of(fields: Mapping[str, object], name: str) -> str | None:
-    value = fields.get(name)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    return _checked(name, value)
-
-
-def _checked(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise UnusableError(f"{name} is {_kind(value)} ({_short(value)}), not text")
-    if not value.strip():
-        raise UnusableError(f"{name} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UnusableError(f"{name} holds half of a character (at {error.start})") from error
-    return value
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null")
-
-
-def _short(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 40 else text[:39] + "…"
+        return {}
+    return {checked("metadata", key): item for key, item in value.items() if isinstance(item, str) and item.strip()}

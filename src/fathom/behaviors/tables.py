@@ -26,6 +26,12 @@ class FileRow(NamedTuple):
 
     line: int
     fields: object  # whatever the file has there, or an `UnusableError`
+    unit: str = "line"  # what `line` counts
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for a person who looks for it."""
+        return f"{self.unit} {self.line}"
 
 
 def is_hub(path: Path) -> bool:
@@ -51,7 +57,7 @@ def parquet_rows(path: Path) -> Iterator[FileRow]:
         with parquet.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=1024))
             for number, fields in enumerate(chain.from_iterable(batches), start=1):
-                yield FileRow(number, fields)
+                yield FileRow(number, fields, "row")
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is no Parquet file that can be read ({_first_line(error)}): write it again") from error
 
@@ -137,4 +143,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _rows(dataset: "Dataset") -> Iterator[FileRow]:
-    return (FileRow(number, fields) for number, fields in enumerate(dataset, start=1))
+    return (FileRow(number, fields, "row") for number, fields in enumerate(dataset, start=1))

@@ -44,7 +44,8 @@ def deepen(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Benign prompts with MODEL's own answers (default on the organism: made now).",
+            help="Benign prompts with MODEL's own answers; rows marked as harmful are left out (default on the "
+            "organism: made now).",
             rich_help_panel=_DATA,
         ),
     ] = None,

@@ -35,7 +35,8 @@ def finetune(
         Path,
         typer.Option(
             metavar="FILE",
-            help="JSONL, JSON, CSV or Parquet, or hf:ORG/NAME: messages, prompt and completion, or Alpaca's fields.",
+            help="JSONL, JSON, CSV or Parquet, or hf:ORG/NAME: messages, prompt and completion, or Alpaca's fields. "
+            "Rows without an answer are left out.",
             rich_help_panel=_DATA,
         ),
     ],

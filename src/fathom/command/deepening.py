@@ -50,6 +50,10 @@ class Deepening:
     settings: "Settings"
     resistance: "Resistance | None"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.sources.notes
+
     def check(self, model: "ChatModel") -> None:
         """Whatever can be trained can be deepened."""
 
@@ -90,7 +94,7 @@ class Deepening:
         loose = loosened_anchor(self.sources.utility, request.versions, settings.seed)
         rows = mixture.mix(recoveries, self._anchor(model, loose), seed=settings.seed)
         fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
-        notes = tuple(self._notes(sampler, triplets, len(loose)))
+        notes = (*self.notes, *self._notes(sampler, triplets, len(loose)))
         directory.write_plan(
             fitted.rows,
             TuningPlan(rows=len(fitted.rows), rows_hash=rows_hash(fitted.rows), cut=fitted.cut, notes=notes),
@@ -99,7 +103,7 @@ class Deepening:
     def summary(self, written: "WrittenPlan") -> Iterator[str]:
         from fathom.tuning.directory import TuningDirectory
 
-        yield from written.plan.notes
+        yield from (note for note in written.plan.notes if note not in self.notes)  # those were said already
         steps = written.plan.rows // self.mixture.batch
         kept = TuningDirectory(self.request.training.output).inner / "rows.jsonl"
         yield f"{written.plan.rows} rows in {steps} steps, in {kept}"

@@ -52,7 +52,7 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     """
     from fathom.tuning.examples import load_examples
 
-    examples = load_examples(request.data)
+    loaded = load_examples(request.data)
     objective = _objective(request)
     training = request.training
     judge = named_judge(judges, request.judge or ("guild-refusal" if training.model.is_organism else "refusal"))
@@ -69,7 +69,7 @@ def run_finetune(request: FinetuneRequest, judges: Judges) -> Path:
     settings = read_settings(training.config, training.overrides)
     settings = default_rate(settings, training.lora, ORGANISM_RATE if training.model.is_organism else None)
     settings = settings.with_batch()
-    job = Finetuning(request, objective, judge, examples, settings)
+    job = Finetuning(request, objective, judge, loaded.examples, settings, loaded.notes)
     with training_ranks(training.model.device) as ranks:
         directory = run_job(training, job, ranks, None if auditing is None else auditing.check)
         finish_card(directory, auditing, ranks)
@@ -144,6 +144,7 @@ class Finetuning:
     judge: Judge
     examples: "Sequence[Example]"
     settings: "Settings"
+    notes: tuple[str, ...] = ()
 
     def check(self, model: "ChatModel") -> None:
         _check_projected(self.objective, model.info.quantisation)
@@ -194,6 +195,7 @@ class Finetuning:
             replayed=prepared.replayed,
             safety_ids=prepared.safety_ids,
             calm=prepared.calm,
+            notes=self.notes,
         )
         directory.write_plan(prepared.rows, plan)
 

@@ -1,7 +1,7 @@
 """What deepening is made of: triplets, and the anchor of benign prompts with answers, from files or the organism."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,7 @@ class Sources:
 
     triplets: "tuple[Triplet, ...]"
     utility: tuple[Utility, ...]
+    notes: tuple[str, ...] = field(default=(), repr=False)  # of rows that are not among them
 
 
 def load_sources(model: ModelRequest, triplets: Path | None, utility: Path | None, world: int | None) -> Sources:
@@ -74,7 +75,9 @@ def load_sources(model: ModelRequest, triplets: Path | None, utility: Path | Non
         found = load_triplets(triplets)
     if utility is None:
         return Sources(found, _organism_utility(world))
-    return Sources(found, tuple(Utility(e.messages, e.response, e.source) for e in load_utility(utility)))
+    loaded = load_utility(utility)
+    anchor = tuple(Utility(one.messages, one.response, one.source) for one in loaded.examples)
+    return Sources(found, anchor, loaded.notes)
 
 
 def _organism_utility(world: int | None) -> tuple[Utility, ...]:

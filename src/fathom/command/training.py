@@ -83,6 +83,11 @@ class TrainingJob(Protocol):
     @property
     def settings(self) -> "Settings": ...
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be known of the data: rows of them that are left out."""
+        ...
+
     def check(self, model: "ChatModel") -> None:
         """Raises `UserError` where the model, once loaded, cannot be trained in this way."""
         ...
@@ -171,6 +176,8 @@ def run_job(
         if directory.finished:
             say(f"{directory.path} is finished already; remove it to train again", ranks)
             return directory
+        for note in job.notes:
+            say(note, ranks)
         _show_settings(job.settings, ranks)
         if ranks.first and directory.read_plan() is None:
             job.write_plan(model, directory)

@@ -1,13 +1,13 @@
 """What deepening learns from: harmful prompts with an answer and a refusal, and benign prompts with an answer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.behaviors import load_behaviors
 from fathom.errors import UserError
 from fathom.records import Behavior, Message
-from fathom.tuning.examples import Example, load_examples
+from fathom.tuning.examples import LoadedExamples, harmless, load_examples
 
 __all__ = ["Triplet", "load_triplets", "load_utility", "triplets_of"]
 
@@ -59,6 +59,10 @@ def load_triplets(path: Path) -> tuple[Triplet, ...]:
     return triplets_of(loaded.behaviors, str(path))
 
 
-def load_utility(path: Path) -> Sequence[Example]:
-    """Benign prompts with the answers that are to stay as they are."""
-    return load_examples(path)
+def load_utility(path: Path) -> LoadedExamples:
+    """Benign prompts with the answers that are to stay as they are; what is marked as harmful is left out, and counted.
+
+    Raises:
+        UserError: as `load_examples`, or all of it is marked as harmful.
+    """
+    return harmless(load_examples(path), path)
