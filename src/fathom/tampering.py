@@ -114,7 +114,7 @@ class DynamicsRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     position: int  # 1 is the first response token
     n: int
     cross_entropy: float  # nats
-    gradient_norm: float | None  # of the position's loss over all weights, averaged over rows; null where not measured
+    gradient_norm: float | None  # of the position's loss by what is trained, averaged over rows; null: not measured
     kl_nats: float  # KL(fine-tuned ‖ start)
 
 

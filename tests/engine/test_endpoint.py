@@ -192,6 +192,28 @@ def test_a_busy_server_is_asked_again(server: Server, model: ChatModel) -> None:
     assert asking.waited == [1.0, 7.0, 4.0]  # type: ignore[attr-defined]
 
 
+def test_that_requests_wait_is_said_once(
+    server: Server, model: ChatModel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All requests wait for the same server; when it is away again after a while, that is said again."""
+    server.failures = [(503, {}, '{"error": {"message": "loading"}}')] * 3
+    assert len(list(engine(server, model).complete(sweep()))) == len(sweep())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{server.url}: the server answers 503 (loading); trying again, up to 5 times over 31 seconds"
+    ]
+    said: list[str] = []
+    asking = engine(server, model, tries=3, notify=said.append)
+    for _ in range(2):
+        server.failures = [(429, {"Retry-After": "7"}, "{}")] * 2
+        list(asking.complete([attempt(random_ids(5, seed=0))]))
+        monkeypatch.setattr("fathom.engine.endpoint._QUIET", -1.0)  # as if it had answered for a while
+    assert [line.partition("trying again, ")[2] for line in said] == [
+        "up to 2 times over 14 seconds",
+        "up to 2 times over 14 seconds",
+        "up to 1 times over 7 seconds",
+    ]
+
+
 def test_a_server_that_stays_away_is_one_line_and_nothing_is_lost(server: Server, model: ChatModel) -> None:
     asking = engine(server, model, tries=3)
     produced = asking.complete(sweep())

@@ -247,6 +247,48 @@ def test_dynamics_are_measured_and_their_page_is_made_anew(tmp_path: Path) -> No
         write_reports(path)
 
 
+def test_dynamics_of_an_adapter_are_gone_on_with_and_say_whose_norms_they_are(tmp_path: Path) -> None:
+    request = DynamicsRequest(
+        model=REQUEST.model,
+        steps="0,1,2",
+        warmup=0,
+        rows=4,
+        batch=4,
+        measured=2,
+        directions=2,
+        lora=Lora(rank=4),
+        output=tmp_path / "moved",
+    )
+    path = run_dynamics(request, JUDGES)
+    whole = (path / "dynamics.json").read_bytes()
+    dynamics = msgspec.json.decode(whole, type=Dynamics)
+    assert dynamics.parameters["lora_rank"] == 4
+    assert dynamics.parameters["learning_rate"] == pytest.approx(3e-3)  # ten times that of all weights
+    assert "rank 4, on all linear layers), and gradient norms are by its weights alone" in dynamics.notes[0]
+    assert "Gradient norm of the adapter" in (path / "report.html").read_text()
+    moved = [max(row.kl_nats for row in dynamics.rows if row.step == step) for step in (0, 1, 2)]
+    assert moved[0] < 1e-6 < 1e-4 < moved[1] < moved[2]
+    # As a kill leaves it: the last step is measured again, from the same adapter.
+    kept = [line for line in (path / "positions.jsonl").read_bytes().splitlines(True) if b'"step":2' not in line]
+    (path / "positions.jsonl").write_bytes(b"".join(kept))
+    (path / "dynamics.json").unlink()
+    assert (run_dynamics(request, JUDGES) / "dynamics.json").read_bytes() == whole
+    with pytest.raises(UserError, match="another model or setting"):
+        run_dynamics(replace(request, lora=None), JUDGES)
+
+
+def test_dynamics_that_do_not_fit_into_memory_say_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Iterator[object]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    monkeypatch.setattr("fathom.depth.dynamics.positions", full)
+    request = DynamicsRequest(model=REQUEST.model, steps="0", rows=2, measured=1, output=tmp_path / "moved")
+    with pytest.raises(UserError, match=r"trained in a copy.* Give --lora \(no copy\), --dtype bfloat16"):
+        run_dynamics(request, JUDGES)
+    with pytest.raises(UserError, match=r"one row at a time do not fit\. Give --dtype bfloat16, or --lora with"):
+        run_dynamics(replace(request, lora=Lora()), JUDGES)
+
+
 def test_dynamics_train_towards_all_of_an_objective(tmp_path: Path) -> None:
     """Also what is done to the gradient (lisa) and to Adam (calm), which no row says."""
     moved = []

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -15,19 +16,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from fathom.__main__ import run
 from fathom.cli.options import JUDGES
+from fathom.command.dynamics import DynamicsRequest, run_dynamics
 from fathom.command.lora import Lora
 from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, make_sweep
+from fathom.depth.dynamics import ExactNorms, ProjectedNorms, TrainedRow, positions
 from fathom.errors import UserError
 from fathom.identity import weights_hash
 from fathom.model import ChatModel, LoadOptions, load
-from fathom.model.quantised import full_weight, is_quantised, keep_as_stored, quantisation_of, request
+from fathom.model.quantised import full_weight, is_quantised, keep_as_stored, plain_products, quantisation_of, request
 from fathom.organism import stage_directory
 from fathom.protect.objectives import Constrained
 from fathom.ranks import ALONE
 from fathom.stress.apart import trained_weights
 from fathom.stress.light import LightFit, Optimiser
-from fathom.tuning.adapter import Adapter, merge, with_adapter, worn
+from fathom.tampering import Dynamics
+from fathom.tuning.adapter import Adapter, AdapterOff, merge, with_adapter, worn
 from fathom.tuning.fit import fit
 from fathom.tuning.objective import PlainNll
 from fathom.tuning.settings import read_settings
@@ -219,6 +223,33 @@ def test_both_trainers_train_the_adapter_alone_in_float32_and_alike(kind: str, t
     assert away.abs().max() < CLOSE[kind]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradient_norms_of_positions_are_the_adapters(family: str, kind: str, tmp_path: Path) -> None:
+    """Forward mode cannot follow bitsandbytes' products: they are written out, and afterwards they are as they were."""
+    plain = tiny(family).model
+    plain.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=request(kind, "auto", plain.config), device_map={"": "cpu"}
+    )
+    keep_as_stored(model)
+    rows, ids = [TrainedRow((5, 9, 3), (8, 1, 7, 4)), TrainedRow((2, 6), (3, 3, 9))], torch.arange(1, 20)[None]
+    with worn(model, Adapter(rank=2)) as wearing:
+        shake(wearing)
+        before, off = logprobs(wearing, ids), AdapterOff(wearing)
+        with plain_products(model):
+            torch.testing.assert_close(logprobs(wearing, ids), before, rtol=0, atol=CLOSE[kind])
+            assert kind == "8bit" or not torch.equal(logprobs(plain, ids), before)
+        exact = torch.cat([found.gradient_norm for found in positions(model, off, rows, ExactNorms())])
+        estimates = [
+            torch.cat([found.gradient_norm for found in positions(model, off, rows, ProjectedNorms(8, seed))])
+            for seed in range(12)
+        ]
+        assert torch.equal(logprobs(wearing, ids), before)
+    assert float((torch.stack(estimates) / exact).mean()) == pytest.approx(1.0, abs=0.1)
+    assert not any("forward" in vars(layer) for layer in model.modules() if is_quantised(layer))
+
+
 # --- verbs ---
 
 
@@ -274,6 +305,28 @@ def test_a_sweep_of_adapters_leaves_a_quantised_model_as_it_was(tmp_path: Path) 
     assert weights_hash(model.model) == model.info.weights_hash
     losses = [point.step for tuned in stress.finetunes for point in tuned.checkpoints]
     assert losses == [0, 1, 3] * 2
+
+
+def test_dynamics_beside_quantised_weights(tmp_path: Path) -> None:
+    path = run_dynamics(
+        DynamicsRequest(
+            model=ModelRequest(name="organism:natural", device="cpu", quantisation="4bit"),
+            steps="0,2",
+            warmup=0,
+            rows=4,
+            batch=4,
+            measured=2,
+            directions=1,
+            lora=Lora(rank=4),
+            output=tmp_path / "moved",
+        ),
+        JUDGES,
+    )
+    dynamics = msgspec.json.decode((path / "dynamics.json").read_bytes(), type=Dynamics)
+    assert "The model's weights are in 4bit; the adapter was trained beside them." in dynamics.notes
+    assert all(row.gradient_norm for row in dynamics.rows)
+    assert max(row.kl_nats for row in dynamics.rows if row.step == 0) < 1e-6
+    assert max(row.kl_nats for row in dynamics.rows if row.step == 2) > 1e-4
 
 
 def test_gradients_are_those_of_the_objective_where_weights_are_half_precision() -> None:

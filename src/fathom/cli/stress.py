@@ -38,6 +38,14 @@ Wrapper = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option(help="Rows a step (64; 16 for the organism).", rich_help_panel=_SWEEP)]
 
+LoraFlag = Annotated[
+    bool, typer.Option("--lora", help="Train a LoRA adapter; its default rates are 10 ×.", rich_help_panel=_SWEEP)
+]
+LoraRank = Annotated[int, typer.Option(min=1, help="Of the adapter.", rich_help_panel=_SWEEP)]
+LoraTargets = Annotated[
+    str, typer.Option(help="Layers of the adapter, by name, separated by commas.", rich_help_panel=_SWEEP)
+]
+
 
 @with_model
 def stress(
@@ -123,14 +131,9 @@ def stress(
             rich_help_panel=_SWEEP,
         ),
     ] = None,
-    lora: Annotated[
-        bool,
-        typer.Option("--lora", help="Train a LoRA adapter; its default rates are 10 ×.", rich_help_panel=_SWEEP),
-    ] = False,
-    lora_rank: Annotated[int, typer.Option(min=1, help="Of the adapter.", rich_help_panel=_SWEEP)] = 16,
-    lora_targets: Annotated[
-        str, typer.Option(help="Layers of the adapter, by name, separated by commas.", rich_help_panel=_SWEEP)
-    ] = "all-linear",
+    lora: LoraFlag = False,
+    lora_rank: LoraRank = 16,
+    lora_targets: LoraTargets = "all-linear",
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -209,6 +212,9 @@ def dynamics(
         ),
     ] = 16,
     measured: Annotated[int, typer.Option(help="Training rows that are measured.", rich_help_panel=_MEASURE)] = 48,
+    lora: LoraFlag = False,
+    lora_rank: LoraRank = 16,
+    lora_targets: LoraTargets = "all-linear",
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -233,6 +239,7 @@ def dynamics(
             seed=seed,
             directions=directions,
             measured=measured,
+            lora=lora_of(lora, lora_rank, lora_targets),
             output=output,
         ),
         JUDGES,

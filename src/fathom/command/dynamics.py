@@ -1,7 +1,7 @@
 """`fathom dynamics`: cross-entropy, gradient norm and KL to the start by response position, as fine-tuning proceeds."""
 
-import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.command.claims import claim_anew, contents_of
+from fathom.command.lora import Lora, check_lora
 from fathom.command.request import Judges, ModelRequest, Trained, display_for, load_model, numbers
 from fathom.command.stress import MORE_STEPS, StressRequest, check_stress
 from fathom.command.sweep import make_sweep
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fathom.depth.dynamics import Norms, Positions
     from fathom.model import ChatModel
     from fathom.stress.execute import Sweep
+    from fathom.tuning.adapter import Adapter
 
 __all__ = ["DynamicsRequest", "run_dynamics"]
 
@@ -51,6 +53,7 @@ class DynamicsRequest:
     measured: int = 48
     share: float = 0.1
     wrapper: Path | None = None
+    lora: Lora | None = None
     output: Path | None = None
 
 
@@ -67,8 +70,9 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
     path = request.output or Path("runs") / f"dynamics-{content_hash(asked)[:8]}"
     display = display_for(ALONE)
     with display("loading", 1) as shown:
-        model = load_model(request.model, to_train=Trained.WEIGHTS)
+        model = load_model(request.model, to_train=Trained.by(request.lora))
         shown.advance(1)
+    check_lora(request.lora, model)
     from fathom.report.stress import write_dynamics_report
 
     sweep = make_sweep(_as_stress(request, steps), judges, model, path, display)
@@ -81,9 +85,10 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
         done = {row.step for row in read_journal(path / "positions.jsonl", DynamicsRow)}
         pending = [step for step in steps if step not in done]
         shown.advance(len(done))
-        for rows in _measured(request, sweep, model, pending) if pending else ():
-            journal.append(rows)
-            shown.advance(1)
+        with _memory_errors(request):
+            for rows in _measured(request, sweep, model, pending) if pending else ():
+                journal.append(rows)
+                shown.advance(1)
     curve = tuple(sorted(read_journal(path / "positions.jsonl", DynamicsRow), key=lambda row: (row.step, row.position)))
     dynamics = Dynamics(
         model=model.info.name,
@@ -96,11 +101,31 @@ def run_dynamics(request: DynamicsRequest, judges: Judges) -> Path:
         },
         seed=request.seed,
         rows=curve,
-        notes=_notes(request),
+        notes=tuple(_notes(request, track.adapter, model.info.quantisation)),
     )
     write_whole(path / "dynamics.json", msgspec.json.format(msgspec.json.encode(dynamics), indent=2) + b"\n")
     write_dynamics_report(path)
     return path
+
+
+@contextmanager
+def _memory_errors(request: DynamicsRequest) -> Iterator[None]:
+    """A model that does not fit, even with one row at once, as one line that says what would."""
+    from fathom.engine.memory import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if request.lora is None:
+            why, ways = "all weights are trained in a copy, four times the model's memory in all", "--lora (no copy), "
+        else:
+            why, ways = "the model and one row at a time do not fit", ""
+        raise UserError(
+            f"out of memory while fine-tuning {request.model.name}: {why}. Give {ways}--dtype bfloat16, or --lora with "
+            "--quantise 4bit; what was measured is kept"
+        ) from error
 
 
 def _asked(request: DynamicsRequest) -> str:
@@ -108,7 +133,7 @@ def _asked(request: DynamicsRequest) -> str:
 
     Options that came later are named where they are given, so that older directories can be gone on with.
     """
-    later = {"share": 0.1, "wrapper": None}
+    later = {"share": 0.1, "wrapper": None, "lora": None}
     named = {field.name: getattr(request, field.name) for field in fields(request)} | {"output": None}
     kept = {name: value for name, value in named.items() if name not in later or value != later[name]}
     return f"{type(request).__name__}({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
@@ -128,18 +153,22 @@ def _measured(
 ) -> Iterator[list[DynamicsRow]]:
     """What is measured after each pending step, before the next one is trained."""
     from fathom.depth.dynamics import ExactNorms, ProjectedNorms, TrainedRow, positions
+    from fathom.stress.apart import apart
     from fathom.stress.light import order_of
+    from fathom.tuning.adapter import AdapterOff
 
     attack, track = sweep.attacks[0], sweep.tracks[0]
     norms: Norms = ProjectedNorms(request.directions, request.seed) if request.directions else ExactNorms()
     watched = [TrainedRow(row.prompt_ids, row.response_ids) for row in attack.rows[: request.measured]]
     learnt = sweep.learn(attack, track.objective)
-    trained = copy.deepcopy(model.model)
-    fit = learnt.training(trained, track.optimiser)
     order = order_of(len(learnt.rows), track.optimiser.batch, max(pending), request.seed)
-    for step in chain((0,), (after.step for after in fit.run(order))):
-        if step in pending:
-            yield list(_rows(step, list(positions(trained, model.model, watched, norms))))
+    with apart(model, track.adapter, request.seed) as (further, wrapped):
+        trained, start = further.model, model.model if wrapped is None else AdapterOff(wrapped)
+        trained.train(False)
+        fit = learnt.training(trained, track.optimiser)
+        for step in chain((0,), (after.step for after in fit.run(order))):
+            if step in pending:
+                yield list(_rows(step, list(positions(trained, start, watched, norms))))
 
 
 def _as_stress(request: DynamicsRequest, steps: Sequence[int]) -> StressRequest:
@@ -159,6 +188,7 @@ def _as_stress(request: DynamicsRequest, steps: Sequence[int]) -> StressRequest:
         steps=str(max(1, *steps)),
         seeds=str(request.seed),
         batch=request.batch,
+        lora=request.lora,
     )
 
 
@@ -176,14 +206,24 @@ def _rows(step: int, found: "Sequence[Positions]") -> Iterator[DynamicsRow]:
         )
 
 
-def _notes(request: DynamicsRequest) -> tuple[str, ...]:
-    if not request.directions:
-        return ()
-    spread = 100 / (2 * request.directions) ** 0.5
-    return (
-        f"Gradient norms are unbiased estimates from {request.directions} random directions: the relative standard "
-        f"error is about {spread:.0f} % for one row, and falls with the root of the rows that are averaged.",
-    )
+def _notes(request: DynamicsRequest, adapter: "Adapter | None", quantisation: str | None) -> Iterator[str]:
+    """What a reader must know before quoting a number."""
+    if adapter is not None:
+        layers = "all linear layers" if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
+        yield (
+            f"An adapter was trained (LoRA, rank {adapter.rank}, on {layers}), and gradient norms are by its weights "
+            "alone: they are not to be compared with those by all weights. At step 0 one of its two factors is zero, "
+            "so that the other has no gradient yet."
+        )
+    if quantisation is not None:
+        yield f"The model's weights are in {quantisation}; the adapter was trained beside them."
+    if request.directions:
+        spread = 100 / (2 * request.directions) ** 0.5
+        yield (
+            f"Gradient norms are unbiased estimates from {request.directions} random directions: the relative standard "
+            f"error is about {spread:.0f} % for one row. A mean of rows is nearer, but not by the root of their "
+            "number: rows share directions."
+        )
 
 
 def _claim(path: Path, identity: str) -> None:

@@ -144,8 +144,8 @@ def _check_trained(request: ModelRequest, quantisation: str, to_train: Trained |
     if to_train is Trained.WEIGHTS:
         remedy = "or leave --quantise out" if asked else "or give the model in full weights"
         raise UserError(
-            f"{what} that cannot be trained: train an adapter beside them (--lora, of finetune, deepen and stress), "
-            f"{remedy}"
+            f"{what} that cannot be trained: train an adapter beside them (--lora, of finetune, deepen, stress and "
+            f"dynamics), {remedy}"
         )
     if keeps_parts():
         raise UserError(

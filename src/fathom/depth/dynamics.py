@@ -6,13 +6,18 @@ differentiation gives v·g_t of *all* positions of *all* rows in a batch from on
 
     ‖g_t‖ ≈ sqrt(mean (v·g_t)²) / c_m,      c_m = E sqrt(χ²_m / m)
 
-is unbiased; its relative standard deviation is about 1/sqrt(2m) for one row and falls with the root of their number.
+is unbiased; its relative standard deviation is about 1/sqrt(2m) for one row. A mean of rows is nearer, but not by the
+root of their number: all rows share their directions, and the more alike their gradients are, the more alike they err.
+
+Parameters are those that are trained: all weights, or an adapter's. Nothing here knows what a layer is: a LoRA's two
+factors and its scaling are followed by differentiation alone.
 
 Source: Fig. 3 and Fig. 5 of the paper (gradient norms, cross-entropy and KL by position).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -22,7 +27,9 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 from transformers import PreTrainedModel
 
+from fathom.engine.memory import is_out_of_memory
 from fathom.errors import UserError
+from fathom.model.quantised import plain_products
 
 __all__ = ["ExactNorms", "Norms", "Positions", "ProjectedNorms", "TrainedRow", "position_losses", "positions"]
 
@@ -39,7 +46,7 @@ class Positions(NamedTuple):
 
     cross_entropy: Float[Tensor, "response"]  # nats
     kl: Float[Tensor, "response"]  # KL(model ‖ start), nats
-    gradient_norm: Float[Tensor, "response"]
+    gradient_norm: Float[Tensor, "response"]  # of the position's loss, over the parameters that are trained
 
 
 class _Padded(NamedTuple):
@@ -50,28 +57,50 @@ class _Padded(NamedTuple):
 
 
 class Norms(Protocol):
-    """A way to find the norm of each position's gradient."""
+    """A way to find the norm of each position's gradient by the parameters that are trained."""
 
     def __call__(self, model: PreTrainedModel, batch: _Padded, /) -> Float[Tensor, "rows width-1"]: ...
 
 
 def positions(
-    model: PreTrainedModel, start: PreTrainedModel, rows: Sequence[TrainedRow], norms: Norms, *, batch: int = 25
+    model: PreTrainedModel, start: Callable[..., object], rows: Sequence[TrainedRow], norms: Norms, *, batch: int = 25
 ) -> Iterator[Positions]:
     """Measure each row under `model`, with KL to `start`; in evaluation mode, without changing either model.
+
+    `start` is called as a model is, and answers with `logits`. Where `batch` rows do not fit into memory, fewer are
+    measured at once; what is measured of a row is the same.
 
     Raises:
         UserError: a row has no prompt or no response.
     """
-    for first in range(0, len(rows), batch):
-        padded = _pad(rows[first : first + batch], _device(model))
-        with torch.no_grad():
-            now, before = (_log_probs(each, padded) for each in (model, start))
-            losses = _losses(now, padded)
-            kl = (now.exp() * (now - before)).sum(-1)
-        found = norms(model, padded)
-        for i, learned in enumerate(padded.learned):
-            yield Positions(*(values[i][learned].cpu().double() for values in (losses, kl, found)))
+    first = 0
+    while first < len(rows):
+        try:
+            found = _measured(model, start, rows[first : first + batch], norms)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or batch == 1:
+                raise
+            batch = -(-min(batch, len(rows) - first) // 2)
+            continue
+        yield from found
+        first += batch
+
+
+def _measured(
+    model: PreTrainedModel, start: Callable[..., object], rows: Sequence[TrainedRow], norms: Norms
+) -> list[Positions]:
+    """A batch of rows."""
+    padded = _pad(rows, _device(model))
+    with torch.no_grad():
+        now, before = (_log_probs(each, padded) for each in (model, start))
+        losses = _losses(now, padded)
+        kl = (now.exp() * (now - before)).sum(-1)
+    del now, before
+    found = norms(model, padded)
+    return [
+        Positions(*(values[i][learned].cpu().double() for values in (losses, kl, found)))
+        for i, learned in enumerate(padded.learned)
+    ]
 
 
 def position_losses(model: PreTrainedModel, rows: Sequence[TrainedRow]) -> Float[Tensor, "rows width-1"]:
@@ -82,7 +111,11 @@ def position_losses(model: PreTrainedModel, rows: Sequence[TrainedRow]) -> Float
 
 @dataclass(frozen=True)
 class ProjectedNorms:
-    """Unbiased estimates from `directions` forward-mode passes over each batch; no backward pass at all."""
+    """Unbiased estimates from `directions` forward-mode passes over each batch; no backward pass at all.
+
+    Raises:
+        UserError: there are no directions, or, when called, the model has parts that forward mode cannot follow.
+    """
 
     directions: int = 16
     seed: int = 0
@@ -93,7 +126,7 @@ class ProjectedNorms:
 
     def __call__(self, model: PreTrainedModel, batch: _Padded) -> Float[Tensor, "rows width-1"]:
         m = self.directions
-        parameters = {name: value.detach() for name, value in model.named_parameters()}
+        parameters = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
         generator = torch.Generator().manual_seed(self.seed)
 
         def losses(values: dict[str, Tensor]) -> Tensor:
@@ -103,7 +136,7 @@ class ProjectedNorms:
         with _differentiable(model):
             for _ in range(m):
                 direction = {name: _gaussian(value, generator) for name, value in parameters.items()}
-                total += jvp(losses, (parameters,), (direction,))[1].float().square()
+                total += _along(losses, parameters, direction).float().square()
         # c_m = sqrt(2/m) Γ((m+1)/2) / Γ(m/2): the mean of a χ over that of its square, rooted.
         bias = math.sqrt(2 / m) * math.exp(math.lgamma((m + 1) / 2) - math.lgamma(m / 2))
         return (total / m).sqrt() / bias
@@ -126,9 +159,26 @@ class ExactNorms:
         return norms
 
 
+def _along(
+    losses: Callable[[dict[str, Tensor]], Tensor], values: dict[str, Tensor], direction: dict[str, Tensor]
+) -> Tensor:
+    """The derivative of the losses in a direction."""
+    try:
+        found: Tensor = jvp(losses, (values,), (direction,))[1]
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(sign in str(error) for sign in ("forward AD", "functorch transforms")):
+            raise
+        raise UserError(
+            "gradient norms of this model cannot be estimated by forward passes, as some of its operations have no "
+            f"forward-mode derivative ({' '.join(str(error).split())[:80]}…): give --directions 0, a backward pass for "
+            "every position, and fewer --measured rows"
+        ) from error
+    return found
+
+
 @dataclass(frozen=True)
 class _Called:
-    """A model called with other values of its parameters."""
+    """A model called with other values of some of its parameters."""
 
     model: PreTrainedModel
     values: dict[str, Tensor]
@@ -137,9 +187,9 @@ class _Called:
         return functional_call(self.model, self.values, kwargs=inputs)
 
 
-def _log_probs(model: object, batch: _Padded) -> Float[Tensor, "rows width-1 vocabulary"]:
+def _log_probs(model: Callable[..., object], batch: _Padded) -> Float[Tensor, "rows width-1 vocabulary"]:
     # No attention mask: padding is on the right, and attention is causal.
-    logits: Tensor = model(input_ids=batch.ids, use_cache=False).logits  # type: ignore[operator]
+    logits: Tensor = model(input_ids=batch.ids, use_cache=False).logits  # type: ignore[attr-defined]
     return logits[:, :-1].float().log_softmax(-1)
 
 
@@ -168,15 +218,20 @@ def _device(model: PreTrainedModel) -> torch.device:
     return next(model.parameters()).device
 
 
-class _differentiable:  # noqa: N801 - a context manager, used like a function
-    """While it lasts, attention is written in plain operations, which forward mode can follow; fused kernels cannot."""
+@contextmanager
+def _differentiable(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, all is written in plain operations, which forward mode can follow.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self._before: str | None = model.config._attn_implementation
-
-    def __enter__(self) -> None:
-        self._model.set_attn_implementation("eager")
-
-    def __exit__(self, *_: object) -> None:
-        self._model.set_attn_implementation(self._before or "eager")
+    It can follow neither fused kernels of attention and of experts nor bitsandbytes' products.
+    """
+    attention: str | None = model.config._attn_implementation
+    experts: str | None = model.config._experts_implementation
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    try:
+        with plain_products(model):
+            yield
+    finally:
+        model.set_attn_implementation(attention or "eager")
+        if experts is not None:
+            model.set_experts_implementation(experts)

@@ -7,10 +7,11 @@ own affair: greedy completions of the same weights in float32 are those of the `
 from the same distribution by other draws. `docs/endpoint.md` tells which servers were tried.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
@@ -29,6 +30,9 @@ __all__ = ["WIDTH", "EndpointEngine", "ServedModel", "connect"]
 _Kind = TypeVar("_Kind", bound=msgspec.Struct)
 WIDTH = 128  # requests in flight: vLLM runs 128 and more at once, and what a smaller server cannot run it lets wait
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
+_QUIET = 60.0  # seconds without a failure after which the next one is told of anew
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,8 @@ class _Outcome(NamedTuple):
 class EndpointEngine:
     """Completes attempts on a server. `model.width` requests are in flight at once; each is tried `tries` times.
 
-    Between tries it waits `patience` seconds, twice as long each time, or as long as the server asks for.
+    Between tries it waits `patience` seconds, twice as long each time, or as long as the server asks for. `notify` is
+    told, in one line, when it begins to wait, once for all requests; by default that goes to the log.
     """
 
     model: ServedModel
@@ -88,6 +93,8 @@ class EndpointEngine:
     patience: float = 1.0
     timeout: float = 600.0  # seconds; a long answer on a busy server takes minutes
     sleep: Callable[[float], None] = time.sleep
+    notify: Callable[[str], None] = _log.warning
+    _trouble: "_Trouble" = field(init=False, repr=False, default_factory=lambda: _Trouble())
 
     def complete(self, attempts: Sequence[Attempt]) -> Iterator[Completion]:
         """Yield one completion per attempt, each as soon as it is there, in no particular order.
@@ -179,8 +186,36 @@ class EndpointEngine:
                         f"{self.model.url}: {busy.reason}; tried {tried} times. What was answered so far is kept: "
                         "give the same command again when the server is there"
                     ) from None
-                self.sleep(min(_LONGEST_WAIT, busy.wait or self.patience * 2 ** (tried - 1)))
+                self._tell(busy, tried)
+                self.sleep(self._wait(busy, tried))
         raise AssertionError("unreachable: the last try returns or raises")
+
+    def _wait(self, busy: BusyError, tried: int) -> float:
+        """Seconds until the next try."""
+        return min(_LONGEST_WAIT, busy.wait or self.patience * 2 ** (tried - 1))
+
+    def _tell(self, busy: BusyError, tried: int) -> None:
+        """That requests wait, unless it has been said of this trouble: others wait for the same server."""
+        if not self._trouble.begins():
+            return
+        waits = [self._wait(busy, later) for later in range(tried, self.tries)]
+        self.notify(
+            f"{self.model.url}: {busy.reason}; trying again, up to {len(waits)} times over {sum(waits):.0f} seconds"
+        )
+
+
+@dataclass(eq=False)
+class _Trouble:
+    """When a request last failed, of all threads' requests."""
+
+    last: float | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begins(self) -> bool:
+        """Whether this failure is the first for a while; it is noted."""
+        with self.lock:
+            before, self.last = self.last, time.monotonic()
+        return before is None or self.last - before > _QUIET
 
 
 def connect(

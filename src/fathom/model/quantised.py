@@ -1,8 +1,12 @@
 """Weights in fewer bits, by bitsandbytes: how they are made, kept as they are, and turned back into numbers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -10,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fathom.model.options import DTYPES, Quantisation
 
-__all__ = ["full_weight", "is_quantised", "keep_as_stored", "quantisation_of", "request", "turned"]
+__all__ = ["full_weight", "is_quantised", "keep_as_stored", "plain_products", "quantisation_of", "request", "turned"]
 
 _OURS = ("Params4bit", "Int8Params")  # bitsandbytes' classes, by name: it is not imported for this
 
@@ -76,6 +80,34 @@ def full_weight(layer: nn.Module) -> Tensor:
         scale = weight.SCB if layer.state.SCB is None else layer.state.SCB  # type: ignore[union-attr]
         found = bitsandbytes.functional.int8_vectorwise_dequant(weight.data, scale.to(weight.device))
     return found
+
+
+@contextmanager
+def plain_products(model: nn.Module) -> Iterator[None]:
+    """While it lasts, quantised layers multiply by their full weights, made anew for each product.
+
+    bitsandbytes' own products have a backward pass and no forward-mode derivative. 4 bits give the same numbers; 8 bits
+    round what goes into a layer, too, which their backward pass does not know of, and this does not do.
+    """
+    # An adapter's layer shows the weight of the one that it is around, and is not to be passed by.
+    layers = [layer for layer in model.modules() if "weight" in layer._parameters and is_quantised(layer)]
+    before = [vars(layer).get("forward") for layer in layers]  # of accelerate, where it places layers
+    for layer in layers:
+        layer.forward = partial(_product, layer)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+def _product(layer: nn.Module, inputs: Tensor) -> Tensor:
+    weight = full_weight(layer).to(inputs.dtype)
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return F.linear(inputs, weight, None if bias is None else bias.to(inputs.dtype))
 
 
 def turned(layer: nn.Module) -> bool:

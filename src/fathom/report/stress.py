@@ -68,8 +68,7 @@ def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Se
             every=[(question, worst.choices(stress, question)) for question in worst.questions(stress)],
             curve_names=[name for name in specs if name.startswith("curve-")],
             curve_titles=_curve_titles(cases),
-            dynamics=[(number, moved, _table_rows(moved)) for number, moved in enumerate(dynamics)],
-            dynamics_parts=PARTS,
+            dynamics=[(number, moved, _table_rows(moved), _parts(moved)) for number, moved in enumerate(dynamics)],
             setting_name=worst.setting_name,
             answers=len(shown),
             answers_left=len(answers) - len(shown),
@@ -196,6 +195,11 @@ PARTS = {
 }
 
 
+def _parts(moved: Dynamics) -> Mapping[str, str]:
+    """What is drawn, and what it is called: an adapter's gradient norm is not the model's."""
+    return PARTS | ({"gradient_norm": "Gradient norm of the adapter"} if "lora_rank" in moved.parameters else {})
+
+
 def _value(row: DynamicsRow, part: str) -> float | None:
     values = {"cross_entropy": row.cross_entropy, "gradient_norm": row.gradient_norm, "kl_nats": row.kl_nats}
     return values[part]
@@ -207,7 +211,7 @@ def _dynamics(moved: Dynamics) -> dict[str, object]:
     fewest = REACHED * max((row.n for row in moved.rows), default=0)
     drawn = [row for row in moved.rows if row.step in steps and row.n >= fewest]
     specs: dict[str, object] = {}
-    for part, title in PARTS.items():
+    for part, title in _parts(moved).items():
         points: list[Point] = [
             {"position": row.position, "value": value, "step": f"step {row.step}", "order": row.step, "n": row.n}
             for row in drawn

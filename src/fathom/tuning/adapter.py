@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedModel
 
-__all__ = ["Adapter", "in_parts", "merge", "with_adapter", "worn"]
+__all__ = ["Adapter", "AdapterOff", "in_parts", "merge", "with_adapter", "worn"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,17 @@ def worn(model: "PreTrainedModel", adapter: Adapter, seed: int = 0) -> "Iterator
         wrapped.unload()
         for parameter, before in trainable:
             parameter.requires_grad_(before)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterOff:
+    """A model as it is without the adapter that it wears: called as a model is, and nothing is copied."""
+
+    wrapped: "PreTrainedModel"  # as `with_adapter` or `worn` gave it
+
+    def __call__(self, **inputs: object) -> object:
+        with self.wrapped.disable_adapter():  # type: ignore[operator]
+            return self.wrapped(**inputs)
 
 
 def merge(
