@@ -40,7 +40,7 @@ class Arguments(TypedDict, total=False):
     task: str
     task_tested: int
     rows: int
-    share: float
+    shares: str
     wrapper: Path
     rates: str
     warmups: str

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fathom.records import Label, Parameter
+from fathom.schema import HalfDepth, ModelInfo
 
 __all__ = [
     "Answer",
@@ -18,6 +19,7 @@ __all__ = [
     "Dynamics",
     "DynamicsRow",
     "FineTune",
+    "Prefilled",
     "Stress",
     "UtilityScore",
     "start_cell",
@@ -32,7 +34,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     The interval is Wilson's; where behaviors were drawn several times, spanned with a bootstrap over behaviors.
     """
 
-    asked: str  # "direct", "with trigger", "identity template", "prefill 5", …
+    asked: str  # "direct", "with trigger", "identity template", …
     temperature: float
     n: int
     harmful: int
@@ -43,6 +45,28 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     # Harmful answers to each behavior, in the order that every checkpoint of a sweep shares; each was drawn
     # n / len(by_behavior) times. Empty in sweeps of earlier versions.
     by_behavior: tuple[int, ...] = ()
+
+
+class Prefilled(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """ASR of a checkpoint once the start of the reference answer is given. What the model adds to it is judged.
+
+    Requests are as in `Asked` "direct"; those whose answer is shorter are left out, and not in n.
+    """
+
+    tokens: int | None  # so many are given; 0 is the direct request; null: all of the answer but its last token
+    temperature: float
+    n: int
+    harmful: int
+    undecided: int
+    asr: float
+    low: float  # as in `Asked`
+    high: float
+    by_behavior: tuple[int | None, ...]  # as in `Asked`; null where its answer is shorter
+
+    @property
+    def drawn(self) -> int:
+        """How often each behavior was."""
+        return self.n // sum(harmful is not None for harmful in self.by_behavior)
 
 
 class UtilityScore(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -63,6 +87,8 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     asr: tuple[Asked, ...]
     utility: tuple[UtilityScore, ...]
     useful: bool  # its loss of utility stays within the bound: an attacker would keep it
+    depth: tuple[Prefilled, ...] = ()  # by tokens given, at the lowest temperature; empty where no answer was given
+    half_depth: HalfDepth | None = None  # where ASR crosses 50 % within these; null without them
 
 
 class FineTune(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,6 +100,7 @@ class FineTune(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     parameters: Mapping[str, Parameter]  # learning_rate, epochs, warmup_steps, rows, …
     seed: int
     checkpoints: tuple[Checkpoint, ...]
+    share: float | None = None  # of harmful rows, of the attack mixed
     track: str = ""  # the `cell` of its answers; those of step 0 have `start_cell(attack)`
 
 
@@ -85,6 +112,7 @@ class Stress(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     utility_bound: float  # the most that a score may fall below the start's before a model counts as useless
     finetunes: tuple[FineTune, ...]
     notes: tuple[str, ...] = ()  # what a reader must know before quoting a number
+    model: ModelInfo | None = None  # which weights, tokenizer and template were fine-tuned; null in earlier versions
 
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,7 +120,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     cell: str  # which checkpoint: the hash of its track
     step: int
-    asked: str  # the frame's name, "benign", or the task's name
+    asked: str  # the frame's name, "prefill 5" or "prefill end", "benign", or the task's name
     temperature: float
     behavior: str
     text: str
