@@ -142,6 +142,7 @@ def measure(
                 split=split,
                 tested=tested,
                 sentinel=output / str(world) / f"{guard}-{stage}.pt",  # one for all attacks on a model
+                depths="0",  # the tables are of requests alone
                 output=path,
                 **exhibit.arguments,
             )

@@ -112,6 +112,7 @@ def measure(
                 world=world,
                 split=split,
                 tested=tested,
+                depths="0",  # the tables are of requests alone
                 output=output / str(world) / f"{exhibit.name}-{stage}",
                 **exhibit.arguments,
             )

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fathom.command.claims import claim_sweep
 from fathom.command.lora import Lora, check_lora
@@ -19,12 +20,15 @@ from fathom.command.request import (
 )
 from fathom.command.sides import Sides, check_split, sides
 from fathom.command.sweep import asked_depths, choices_of, grid_of, listed, make_sweep, reader_of, source_of, tasks_of
-from fathom.command.training import say_short_training
+from fathom.command.training import say, say_short_training
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import content_hash
 from fathom.tampering import Stress
+
+if TYPE_CHECKING:
+    from fathom.stress.execute import Sweep
 
 __all__ = ["StressRequest", "Stressed", "check_stress", "run_stress"]
 
@@ -97,9 +101,19 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
     claim_sweep(path, sweep, request, reader_of(request, judges))
     for warmup in sorted({track.optimiser.warmup for track in sweep.tracks}):
         say_short_training(warmup, max(step for track in sweep.tracks for step in track.steps), MORE_STEPS)
+    _say_cost(sweep)
     stress = sweep()
     write_stress_report(path)
     return Stressed(stress, path)
+
+
+def _say_cost(sweep: "Sweep") -> None:
+    """How many models are measured, and with how many answers each; which of them can be left out."""
+    models = sum(len(track.steps) for track in sweep.tracks) + len({attack.name for attack in sweep.attacks})
+    counts = [attack.probe.counts for attack in sweep.attacks]
+    most, given = max(count.all for count in counts), max(count.prefilled for count in counts)
+    further = f", {given} of them with the start of an answer given (--depths 0 leaves these out)" if given else ""
+    say(f"{models} models are measured, with {most} answers each{further}")
 
 
 def check_stress(request: StressRequest, judges: Judges) -> None:

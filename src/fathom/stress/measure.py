@@ -58,6 +58,13 @@ class OwnAnswer(NamedTuple):
     answer_ids: tuple[int, ...]
 
 
+class Answers(NamedTuple):
+    """How many answers a checkpoint gives, and how many of them go on from the start of a reference answer."""
+
+    all: int
+    prefilled: int
+
+
 class Measured(NamedTuple):
     """A checkpoint's counts, and the answers that they count."""
 
@@ -101,6 +108,15 @@ class Probe:
     def answered(self) -> bool:
         """Whether a harmful request has a reference answer, of which a start can be given."""
         return any(behavior.harmful and (behavior.answer or behavior.target) for behavior in self.behaviors)
+
+    @property
+    def counts(self) -> Answers:
+        """Answers of a checkpoint, at most: reference answers may be shorter than a depth."""
+        harmful = sum(behavior.harmful for behavior in self.behaviors)
+        coldest, drawn = min(self.temperatures), [self.samples if each else 1 for each in self.temperatures]
+        given = harmful * self.depths.count * (self.samples if coldest else 1)
+        others = len(self.behaviors) - harmful + sum(len(task.examples) for task in self.tasks)
+        return Answers(all=harmful * len(self.frames) * sum(drawn) + given + others, prefilled=given)
 
     def own_answers(self, start: ChatModel) -> tuple[OwnAnswer, ...]:
         """What the model answers before it is fine-tuned, for `measure` to tell whether it still could."""

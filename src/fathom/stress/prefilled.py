@@ -51,7 +51,11 @@ class Depths:
         return cls(tuple(sorted({int(word) for word in counts} - {0})), END in words)
 
     def __bool__(self) -> bool:
-        return bool(self.tokens) or self.end
+        return self.count > 0
+
+    @property
+    def count(self) -> int:
+        return len(self.tokens) + self.end
 
     def within(self, deepest: int) -> "Depths":
         """Those that some answer reaches."""
