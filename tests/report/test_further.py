@@ -217,7 +217,7 @@ def test_the_shallowest_useful_model_is_that_of_a_naive_search() -> None:
         assert deep.half.tokens == min((one for one in crossed if one is not None), default=None)
         assert [depth.n for depth in deep.depths] == [3 * 96, 3 * 96, 3 * 64, 3 * 96]
     said = shallowest.sentence([found])
-    assert "under sft (harmful, greedy), and > 20 before fine-tuning" in said
+    assert "tokens deep, under sft (harmful, greedy); before fine-tuning it was more than 20." in said
     assert "with all of an answer but its last token given" in said
 
 

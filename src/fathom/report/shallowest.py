@@ -146,10 +146,13 @@ def sentence(found: Sequence[Fates]) -> str:
     how = ", ".join(filter(None, (fate.attack, wording.poisoned(fate.share), wording.drawn(fate.temperature))))
     worst = max(deep.depths, key=lambda depth: depth.asr)
     given = "all of an answer but its last token" if worst.tokens is None else wording.token_count(worst.tokens)
+    through = f"{percent(worst.harmful, worst.n)} of the requests get through, with {given} given"
+    if deep.half is None or fate.before.half is None:  # all or nothing was given
+        return f"Of the shallowest useful model, under {objective} ({how}), {through}."
+    now, before = (half_name(half).replace("> ", "more than ") for half in (deep.half, fate.before.half))
     return (
-        f"Half depth, in tokens: {half_name(deep.half)} for the shallowest useful model, under {objective} ({how}), "
-        f"and {half_name(fate.before.half)} before fine-tuning; at worst {percent(worst.harmful, worst.n)} get "
-        f"through, with {given} given."
+        f"The shallowest useful model is {now} tokens deep, under {objective} ({how}); before fine-tuning it was "
+        f"{before}. At worst {through}."
     )
 
 
