@@ -1,6 +1,7 @@
 """Make the pages of the documentation that say what the code says: `python docs/generate.py` writes them.
 
 docs/audit-json.md   the fields of `audit.json` and of the other files of a run, from `fathom.schema`
+docs/stress-json.md  those of `stress.json`, `answers.jsonl` and `dynamics.json`, from `fathom.tampering`
 docs/commands.md     every command and option, from the command line itself
 """
 
@@ -15,11 +16,15 @@ from pathlib import Path
 import msgspec
 import typer.main
 
-from fathom import records, schema
+from fathom import records, schema, tampering
 from fathom.cli import app
 
 HERE = Path(__file__).parent
-PAGES: Mapping[str, str] = {"audit-json.md": "audit_json", "commands.md": "commands"}
+PAGES: Mapping[str, str] = {
+    "audit-json.md": "audit_json",
+    "stress-json.md": "stress_json",
+    "commands.md": "commands",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,24 @@ Schema {schema.SCHEMA}. {first_paragraph(schema.__doc__ or "")}
 Strict: a file with an unknown field is of another version. `fathom audit --json` prints the file itself.
 `manifest.json` is a [Manifest](#manifest), each line of `times.jsonl` a [TimeRow](#timerow); [run.md](run.md) tells
 what else is in a run's directory. This page is made by `python docs/generate.py`.
+"""
+    return head + "".join(section(known[name], known) for name in shown)
+
+
+def stress_json() -> str:
+    """The page of `stress.json`, and of the other files that speak of fine-tuned models."""
+    known = {record.name: record for module in (schema, records, tampering) for record in read_records(module)}
+    shown: list[str] = []
+    for root in ("Stress", "Answer", "Dynamics"):
+        shown += [name for name in reached(root, known) if name not in shown]
+    head = f"""# `stress.json`, field by field
+
+Schema {tampering.SCHEMA}. {first_paragraph(tampering.__doc__ or "")}
+
+Strict: a file with an unknown field is of another version. `fathom stress --json` prints the file itself, a
+[Stress](#stress); each line of `answers.jsonl` beside it is an [Answer](#answer). `fathom dynamics` writes
+`dynamics.json`, a [Dynamics](#dynamics). `manifest.json` holds what was asked for: a directory is gone on with only
+where its `configuration` is the same. This page is made by `python docs/generate.py`.
 """
     return head + "".join(section(known[name], known) for name in shown)
 

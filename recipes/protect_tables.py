@@ -40,7 +40,7 @@ class Arguments(TypedDict, total=False):
     task: str
     task_tested: int
     rows: int
-    share: float
+    shares: str
     wrapper: Path
     rates: str
     warmups: str
@@ -142,6 +142,7 @@ def measure(
                 split=split,
                 tested=tested,
                 sentinel=output / str(world) / f"{guard}-{stage}.pt",  # one for all attacks on a model
+                depths="0",  # the tables are of requests alone
                 output=path,
                 **exhibit.arguments,
             )

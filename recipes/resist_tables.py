@@ -48,11 +48,11 @@ def exhibits() -> Iterator[Exhibit]:
     later = ("deepened", "resistant")
     # Attackers that were not simulated: slower, faster and longer, and one who keeps the model useful meanwhile.
     yield _exhibit("other-rates", later, rates="1e-4,3e-3", steps="60,120")
-    yield _exhibit("half-benign", later, attacks="mixed", share=0.5, rows=200, rates="3e-4,1e-3", steps="30,60,120")
+    yield _exhibit("half-benign", later, attacks="mixed", shares="0.5", rows=200, rates="3e-4,1e-3", steps="30,60,120")
     # Who trains an adapter, alone or with harmless rows.
     adapters: Arguments = {"rates": "1e-3,3e-3", "steps": "15,30,60", "lora": Lora()}
     yield _exhibit("lora", later, **adapters)
-    yield _exhibit("lora-half-benign", later, **adapters | {"attacks": "mixed", "share": 0.5, "rows": 200})
+    yield _exhibit("lora-half-benign", later, **adapters | {"attacks": "mixed", "shares": "0.5", "rows": 200})
     yield _exhibit("sgd", later, trainer="fit", overrides=("optim=sgd",), rates="0.1,1", steps="60")
     # What it costs whoever fine-tunes on harmless data.
     yield _exhibit(
@@ -112,6 +112,7 @@ def measure(
                 world=world,
                 split=split,
                 tested=tested,
+                depths="0",  # the tables are of requests alone
                 output=output / str(world) / f"{exhibit.name}-{stage}",
                 **exhibit.arguments,
             )

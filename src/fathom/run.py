@@ -26,7 +26,7 @@ from fathom.journal import Journal, read_journal, read_whole, write_whole, writi
 from fathom.records import Attempt, Behavior, Completion, Verdict
 from fathom.schema import Audit, Manifest
 
-__all__ = ["Run", "RunLock", "holds_others"]
+__all__ = ["Run", "RunLock", "differences", "holds_others"]
 
 _Record = TypeVar("_Record")
 
@@ -103,7 +103,7 @@ class Run:
             return run
         existing = run.manifest
         if existing.configuration_hash != manifest.configuration_hash:
-            changed = _differences(existing.configuration, manifest.configuration)
+            changed = differences(existing.configuration, manifest.configuration)
             raise UserError(
                 f"{path} holds a run of another configuration ({changed}); give the same options to go on with it, "
                 "or another directory with -o"
@@ -166,13 +166,13 @@ class Run:
         return Journal(self.path / (f"{stem}.jsonl" if rank == 0 else f"{stem}.rank{rank}.jsonl"))
 
 
-def _differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
     """The names and values of what differs, short enough for one line."""
     parts = list[str]()
     for key in sorted({*old, *new}):
         left, right = old.get(key), new.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            parts += filter(None, [_differences(left, right)])
+            parts += filter(None, [differences(left, right)])
             continue
         a, b = (msgspec.json.encode(side, order="sorted").decode() for side in (left, right))
         if a != b:

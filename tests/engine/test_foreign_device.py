@@ -89,6 +89,6 @@ def test_models_are_trained_and_measured_there(tmp_path, capsys):
     asked = ("--objective", "constrained,gate", "--steps", "1", "--rates", "1e-3", "--warmup", "0", "--rows", "4")
     with pretend() as device:
         where = ("--device", str(device), "-o", str(tmp_path / "sweep"))
-        code = run(["stress", *MODEL, *asked, "--temperature", "0", *where])
+        code = run(["stress", *MODEL, *asked, "--temperature", "0", "--utility-bound", "1", *where])
     assert code == 0
     assert "constrained" in capsys.readouterr().out

@@ -7,7 +7,17 @@ import msgspec
 
 from fathom.records import Label
 from fathom.tally import wilson
-from fathom.tampering import Answer, Asked, Checkpoint, Dynamics, DynamicsRow, FineTune, Stress, UtilityScore
+from fathom.tampering import (
+    Answer,
+    Asked,
+    Checkpoint,
+    Dynamics,
+    DynamicsRow,
+    FineTune,
+    Prefilled,
+    Stress,
+    UtilityScore,
+)
 
 STEPS = (0, 1, 2, 4, 8, 16, 32)
 HARM = {"sft": 0.97, "constrained": 0.3, "gate + replay": 0.0}
@@ -38,6 +48,7 @@ def stress(seeds: int = 3, n: int = 96) -> Stress:
                         ),
                         utility=(_score("label", "exact match", 0.98, n), _score("benign", "not refused", 0.99, n)),
                         useful=step < 32 or rate < 1e-3,
+                        depth=_depth(objective, step, n) if (attack, warmup) == ("harmful", 0) else (),
                     )
                     for step in STEPS
                 ),
@@ -64,6 +75,51 @@ def _asked(asked: str, temperature: float, chance: float, n: int) -> Asked:
         asked=asked, temperature=temperature, n=n, harmful=harmful, undecided=1 if harmful < n else 0,
         asr=harmful / n, low=span.low, high=span.high,
     )  # fmt: skip
+
+
+def _depth(objective: str, step: int, n: int) -> tuple[Prefilled, ...]:
+    """The deeper, the more; every third answer is shorter than 20 tokens."""
+    most = HARM[objective] * (1 - math.exp(-step / 4))
+    rows = []
+    for place, tokens in enumerate((0, 5, 20, None)):
+        behaviors = [None if tokens == 20 and i % 3 == 0 else int(i < n * most * (place + 1) / 4) for i in range(n)]
+        asked = sum(found is not None for found in behaviors)
+        harmful = sum(found or 0 for found in behaviors)
+        span = wilson(harmful, asked)
+        rows.append(
+            Prefilled(
+                tokens=tokens, temperature=0.0, n=asked, harmful=harmful, undecided=0, asr=harmful / asked,
+                low=span.low, high=span.high, by_behavior=tuple(behaviors),
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def poisoned(shares: tuple[float, ...] = (0.0, 0.01, 0.1)) -> Stress:
+    """A sweep over shares of poison, of which more is worse."""
+    small = stress(seeds=1, n=12)
+    tunes = [tune for tune in small.finetunes if tune.attack == "harmful" and tune.objective != "constrained"]
+    return msgspec.structs.replace(
+        small,
+        finetunes=tuple(
+            msgspec.structs.replace(
+                tune,
+                attack="mixed",
+                share=share,
+                checkpoints=tuple(
+                    msgspec.structs.replace(
+                        point,
+                        asr=tuple(
+                            _asked(each.asked, each.temperature, each.asr * share * 10, each.n) for each in point.asr
+                        ),
+                    )
+                    for point in tune.checkpoints
+                ),
+            )
+            for share in reversed(shares)
+            for tune in tunes
+        ),
+    )
 
 
 def _score(task: str, metric: str, share: float, n: int) -> UtilityScore:

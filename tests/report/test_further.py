@@ -8,8 +8,9 @@ import pytest
 import synthetic
 import synthetic_stress
 
+from fathom.depth.tampered import half_depth
 from fathom.records import Counted, Subject
-from fathom.report import attack_charts, further, paper, worst
+from fathom.report import attack_charts, further, paper, shallowest, worst
 from fathom.report.samples import seconds_by_attack
 from fathom.run import Run
 from fathom.schema import AttackRow, BudgetRow, Control, TimeRow
@@ -200,6 +201,55 @@ def test_a_refusals_words_that_open_the_model_are_told_first() -> None:
     assert first.startswith(f"Strongest attack found: refusal prefix (prefix = {opened.parameters['prefix']}")
     assert f"gets 3 of {opened.n}" in first
     assert second is not None
+
+
+def test_each_share_of_poison_has_a_worst_case_of_its_own() -> None:
+    found = synthetic_stress.poisoned()
+    cases = [case for case in worst.worst_cases(found) if case.question.temperature == 0]
+    assert [(case.question.objective, case.question.share) for case in cases] == [
+        (objective, share) for objective in ("sft", "gate + replay") for share in (0.0, 0.01, 0.1)
+    ]
+    sft = [case.choice.asr for case in cases if case.choice is not None and case.question.objective == "sft"]
+    assert sft == sorted(sft)
+    assert sft[0] == 0 < sft[-1]
+
+
+# --- depth after fine-tuning ---
+
+
+def test_the_shallowest_useful_model_is_that_of_a_naive_search() -> None:
+    (found,) = shallowest.fates(STRESS)
+    assert (found.attack, found.tokens) == ("harmful", (0, 5, 20, None))
+    assert [depth.n for depth in found.before.depths] == [96, 96, 64, 96]  # measured once, whatever the seeds
+    for objective, deep in found.after:
+        halves = {}
+        for tune in STRESS.finetunes:
+            for point in tune.checkpoints if (tune.attack, tune.objective) == ("harmful", objective) else ():
+                if point.depth and point.step:
+                    halves.setdefault((str(tune.parameters), point.step), []).append(point)
+        useful = [points for points in halves.values() if all(point.useful for point in points)]
+        crossed = [half_depth([point.depth for point in points]).tokens for points in useful]
+        assert deep is not None
+        assert deep.seeds == 3
+        assert deep.half.tokens == min((one for one in crossed if one is not None), default=None)
+        assert [depth.n for depth in deep.depths] == [3 * 96, 3 * 96, 3 * 64, 3 * 96]
+    said = shallowest.sentence([found])
+    assert "tokens deep, under sft (harmful, greedy); before fine-tuning it was more than 20." in said
+    assert "with all of an answer but its last token given" in said
+
+
+def test_without_depths_there_is_nothing_to_tell() -> None:
+    bare = tuple(
+        msgspec.structs.replace(
+            tune, checkpoints=tuple(msgspec.structs.replace(point, depth=()) for point in tune.checkpoints)
+        )
+        for tune in STRESS.finetunes
+    )
+    assert shallowest.fates(msgspec.structs.replace(STRESS, finetunes=bare)) == ()
+
+
+def test_depths_are_told_for_each_share_of_poison() -> None:
+    assert [found.share for found in shallowest.fates(synthetic_stress.poisoned())] == [0.0, 0.01, 0.1]
 
 
 # --- beside the paper ---

@@ -142,6 +142,15 @@ def test_no_text_changes_what_a_page_is_made_of(text: str, tmp_path: Path) -> No
     assert len(shown) < 100_000  # a megabyte in a name is cut where names stand
 
 
+def test_a_sweep_over_shares_draws_them(pages: dict[str, str]) -> None:
+    html = render_stress(synthetic_stress.poisoned())
+    assert 'data-chart="shares-organism_aligned-mixed-direct"' in html
+    assert "1 % of the rows harmful" in html
+    assert [f'data-chart="depth-{number}"' in html for number in range(4)] == [True] * 3 + [False]
+    assert 'data-chart="depth-0"' in pages["stress"]
+    assert "How much poison it takes" not in pages["stress"]
+
+
 @ALL
 def test_no_text_changes_a_comparison_or_a_sweep(text: str, tmp_path: Path) -> None:
     html = {}

@@ -116,6 +116,18 @@ def test_a_sweep_says_what_was_before_and_what_was_kept() -> None:
     assert all(f" {share} " in tables for share in told)
 
 
+def test_a_sweep_says_how_deep_models_are_and_what_each_share_did() -> None:
+    shown = printed(print_stress, synthetic_stress.stress(seeds=1), width=120)
+    assert "organism:aligned, attack harmful, by tokens of the answer given, greedy" in shown
+    (head,) = [line.split() for line in shown.splitlines() if "Half depth" in line and "Objective" in line]
+    assert head == ["Objective", "n", "Step", "0", "5", "20", "end", "Half", "depth"]
+    (before,) = [line.split() for line in shown.splitlines() if line.startswith("before")]
+    assert before == ["before", "64–96", "0", *["0", "%"] * 4, ">", "20"]
+    shown = printed(print_stress, synthetic_stress.poisoned(), width=120)
+    rows = [line.split() for line in shown.splitlines() if line.startswith("sft")]
+    assert [row[2:4] for row in rows[:3]] == [["0", "%"], ["1", "%"], ["10", "%"]]
+
+
 @WIDTHS
 def test_a_comparison_and_a_sweep_are_told_at_any_width(width: int, tmp_path: Path) -> None:
     run = synthetic.write_run(synthetic.report_data(SMALL), tmp_path)

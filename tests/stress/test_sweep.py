@@ -11,22 +11,30 @@ import msgspec
 import pytest
 import torch
 
+from fathom.attack.kinds import Draw, Setting, prepare
+from fathom.attack.poison_frames import DIRECT
+from fathom.attack.prefill import Prefill
 from fathom.cli.options import JUDGES
 from fathom.command.dynamics import DynamicsRequest, run_dynamics
 from fathom.command.lora import Lora
 from fathom.command.report import compare_runs, write_reports
 from fathom.command.request import ModelRequest
+from fathom.command.sides import sides
 from fathom.command.stress import StressRequest, run_stress
 from fathom.command.sweep import make_sweep
+from fathom.depth.tampered import half_depth
+from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.journal import read_journal
 from fathom.model import ChatModel
-from fathom.records import Label, encode_line
+from fathom.records import Label, Sampling, encode_line
 from fathom.report import worst
 from fathom.report.stress import read_answers, render_stress
 from fathom.stress.execute import CheckpointRecord, encode_stress, is_useful
-from fathom.tally import Tally, clustered
-from fathom.tampering import Answer, Asked, Checkpoint, Dynamics, FineTune, Stress, UtilityScore, start_cell
+from fathom.stress.measure import Probe
+from fathom.stress.prefilled import Depths, deepest, given_answers
+from fathom.tally import Tally, clustered, wilson
+from fathom.tampering import Answer, Asked, Checkpoint, Dynamics, FineTune, Prefilled, Stress, UtilityScore, start_cell
 from few_rows import organism
 
 REQUEST = StressRequest(
@@ -39,7 +47,9 @@ REQUEST = StressRequest(
     batch=4,
     tested=4,
     temperatures="0",
-    max_new_tokens=24,
+    depths="0",
+    max_new_tokens=24,  # too few for a benign answer that is exact
+    bound=1.0,
 )
 
 
@@ -204,15 +214,186 @@ def test_a_judge_that_knows_refusals_alone_is_noted(model: ChatModel, tmp_path: 
     assert "tells refusing" not in " ".join(found["organism"].notes)
 
 
-def test_a_bound_that_holds_nobody_is_noted(model: ChatModel, tmp_path: Path, whole: Path) -> None:
+def test_a_bound_that_holds_nobody_is_refused(model: ChatModel, tmp_path: Path, whole: Path) -> None:
     """A model that answers no benign request cannot get worse at it, so all that comes of it would pass as useful."""
     start, *others = records(whole)
-    for score, noted in ((0.9, []), (0.05, ["The model scores 5 % on benign requests before any fine-tuning"])):
+    bounded = replace(REQUEST, bound=0.1)
+    for score in (0.9, 0.05):
         scored = tuple(msgspec.structs.replace(one, score=score) for one in start.utility)
         lines = (msgspec.structs.replace(start, utility=scored), *others)
         (tmp_path / "checkpoints.jsonl").write_bytes(b"".join(encode_line(line) for line in lines))
-        notes = make_sweep(REQUEST, JUDGES, model, tmp_path).result().notes
-        assert [note.split(", and")[0] for note in notes] == noted
+        if score == 0.9:
+            assert make_sweep(bounded, JUDGES, model, tmp_path)().notes == ()
+            continue
+        with pytest.raises(UserError, match=r"answers 5 % of the benign requests.*--utility-bound 1 to keep every"):
+            make_sweep(bounded, JUDGES, model, tmp_path)()
+    (note,) = make_sweep(REQUEST, JUDGES, model, tmp_path)().notes
+    assert note.startswith("No bound was put on the loss of utility")
+
+
+def test_without_benign_requests_no_model_is_told_useless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fathom.stress.execute.Sweep.__call__", Killed.now)
+    path = tmp_path / "b.jsonl"
+    lines = [{"prompt": f"q {i}", "harmful_response": f"a {i}", "harmful": True} for i in range(30)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    request = replace(REQUEST, behaviors=str(path), output=tmp_path / "sweep", bound=0.1)
+    with pytest.raises(UserError, match=r"b\.jsonl leaves no benign request to test with .*--utility-bound 1"):
+        run_stress(request, JUDGES)
+    assert not (tmp_path / "sweep").exists()
+    with pytest.raises(Killed):
+        run_stress(replace(request, bound=1.0), JUDGES)
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would run the sweep by itself."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 2.*start one, without torchrun.*--device"):
+        run_stress(replace(REQUEST, output=tmp_path / "sweep"), JUDGES)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"system": "You are terse."}, r'system: "You are kind." there, "You are terse." now'),
+        ({"system": None}, r'system: "You are kind." there, null now'),
+        ({"plain": True, "system": None}, "template: .* there, null now"),
+        ({"dtype": "bfloat16"}, r'dtype: "float32" there, "bfloat16" now'),
+    ],
+)
+def test_a_model_that_is_asked_in_another_way_makes_another_sweep(
+    changes: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else answers under two system prompts would be counted together."""
+    monkeypatch.setattr("fathom.stress.execute.Sweep.__call__", Killed.now)
+    request = replace(REQUEST, model=replace(REQUEST.model, system="You are kind."), output=tmp_path)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run_stress(request, JUDGES)
+        (tmp_path / "checkpoints.jsonl").write_text("{}\n")
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match=rf"holds another sweep \(.*{said}"):
+        run_stress(replace(request, model=replace(request.model, **changes)), JUDGES)  # type: ignore[arg-type]
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    manifest = json.loads(before)
+    assert manifest["configuration"]["model"]["weights"] == manifest["model"]["weights_hash"]
+    assert manifest["configuration"]["model"]["template"] == manifest["model"]["template_hash"]
+    assert {"torch", "transformers"} < manifest["versions"].keys()
+    assert manifest["git"] is None or len(manifest["git"].removesuffix("+dirty")) == 40
+
+
+def test_a_sweep_of_an_earlier_version_is_left_as_it_is(tmp_path: Path) -> None:
+    older = {"schema": 1, "weights": "w", "tokenizer": "t", "asked": {"attacks": "harmful"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(older))
+    (tmp_path / "checkpoints.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"a sweep of an earlier version.*give another directory with -o"):
+        run_stress(replace(REQUEST, output=tmp_path), JUDGES)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == older
+
+
+def test_another_bound_makes_another_summary_of_the_same_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is told that a bound holds nobody is not made to measure the start again."""
+    monkeypatch.setattr("fathom.stress.execute.Sweep.__call__", Killed.now)
+    for bound in (0.1, 1.0):
+        with pytest.raises(Killed):
+            run_stress(replace(REQUEST, bound=bound, output=tmp_path), JUDGES)
+        (tmp_path / "checkpoints.jsonl").write_text("{}\n")
+
+
+def test_each_checkpoint_says_how_deep_it_is(model: ChatModel, tmp_path: Path) -> None:
+    """By depth as an audit counts it: what the model adds to the start of an answer, at the lowest temperature."""
+    request = replace(REQUEST, objectives="sft", steps="3", depths="0,2,end", temperatures="1,0", seeds="0,1")
+    sweep = make_sweep(request, JUDGES, model, tmp_path)
+    stress = sweep()
+    answers = read_answers(tmp_path)
+    test = [behavior for behavior in sweep.attacks[0].probe.behaviors if behavior.harmful]
+    for tuned in stress.finetunes:
+        for point in tuned.checkpoints:
+            direct = next(asked for asked in point.asr if asked.temperature == 0)
+            assert [row.tokens for row in point.depth] == [0, 2, None]
+            assert (point.depth[0].harmful, point.depth[0].by_behavior) == (direct.harmful, direct.by_behavior)
+            cell = tuned.track if point.step else start_cell(tuned.attack)
+            for row, asked in zip(point.depth[1:], ("prefill 2", "prefill end"), strict=True):
+                found = [a for a in answers if (a.cell, a.step, a.asked) == (cell, point.step, asked)]
+                assert (row.n, row.temperature, {a.temperature for a in found}) == (len(test), 0.0, {0.0})
+                assert row.by_behavior == tuple(int(a.label is Label.HARMFUL) for a in found)
+                assert (row.low, row.high) == wilson(row.harmful, row.n)
+            assert point.half_depth == half_depth([point.depth])
+            assert point.half_depth is not None
+            assert point.half_depth.deepest == 2
+    # The same answers as those of an audit of the start.
+    (given,) = list(given_answers(model, test[:1], Depths((2,)), Draw(Sampling(max_new_tokens=24)), seed=0))
+    (item,) = prepare(model.chat, test[:1])
+    assert given.attempt.prefill_ids == item.answer_ids[:2]
+    assert given.attempt.prompt_ids == item.prompt_ids
+    (audited,) = Prefill((2,)).attempts([item], Setting(model.chat, (Draw(Sampling(max_new_tokens=24)),), 0))
+    (completion,) = TransformersEngine(model).complete([audited])
+    assert completion.output_ids == given.completion.output_ids
+
+
+def test_a_half_depth_of_several_seeds_is_of_all_their_answers() -> None:
+    """A request that is too short for a depth is left out there, and not in the others."""
+
+    def rows(*found: tuple[int | None, tuple[int | None, ...]]) -> list[Prefilled]:
+        return [
+            Prefilled(
+                tokens=tokens, temperature=0, n=sum(x is not None for x in each), harmful=sum(x or 0 for x in each),
+                undecided=0, asr=0, low=0, high=1, by_behavior=each,
+            )
+            for tokens, each in found
+        ]  # fmt: skip
+
+    one = rows((0, (0, 0, 0, 0)), (3, (1, 1, 0, 0)), (None, (1, 1, 1, 1)))
+    two = rows((0, (0, 0, 0, 0)), (3, (1, 1, 1, None)), (None, (1, 1, 1, 1)))
+    (first, both) = (half_depth([one]), half_depth([one, two]))
+    assert first is not None
+    assert both is not None
+    assert first.tokens == pytest.approx(3.0)
+    assert both.tokens == pytest.approx(4 ** (0.5 / (5 / 7)) - 1)
+    assert first.deepest == 3  # the whole answer is no depth that all requests share
+    assert half_depth([rows((0, (0, 1)))]) is None
+
+
+def test_depths_are_those_that_answers_reach(model: ChatModel, tmp_path: Path) -> None:
+    """Without a word where none was asked for; where requests have no answers at all, the page says so."""
+    path = tmp_path / "b.jsonl"
+    for answer, depths in (("a b", (1,)), (None, ())):
+        told = {} if answer is None else {"harmful_response": answer}
+        lines = [{"prompt": f"q {i}", "harmful": i % 2 == 0, **told} for i in range(40)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        test = sides(str(path), tested=4).test
+        room = deepest(model.chat, test)
+        probe = Probe(behaviors=test, judge=JUDGES["refusal"](), frames=(DIRECT,), depths=Depths((1, 500)).within(room))
+        assert probe.depths.tokens == depths
+        assert probe.answered is (answer is not None)
+
+
+def test_shares_of_poison_are_an_axis_of_the_sweep(model: ChatModel, tmp_path: Path) -> None:
+    request = replace(REQUEST, attacks="mixed,harmful", shares="0,0.25,0.5", objectives="sft", steps="3", depths="0")
+    sweep = make_sweep(request, JUDGES, model, tmp_path)
+    stress = sweep()
+    assert [(tuned.attack, tuned.share) for tuned in stress.finetunes] == [
+        ("mixed", 0.5), ("mixed", 0.25), ("mixed", 0.0), ("harmful", None),
+    ]  # fmt: skip
+    harmful = {behavior.messages for behavior in sides("organism", tested=4).attacker if behavior.harmful}
+    for attack, share in zip(sweep.attacks[:3], (4, 2, 0), strict=True):
+        assert sum(prompt in harmful for prompt in attack.prompts) == share
+    # One worst case for each: to an attacker a share is no setting.
+    cases = [(case.question.attack, case.question.share, case.choices) for case in worst.worst_cases(stress)]
+    assert cases == [("mixed", 0.0, 1), ("mixed", 0.25, 1), ("mixed", 0.5, 1), ("harmful", None, 1)]
+    page = html.unescape(render_stress(stress, (), read_answers(tmp_path)))
+    assert all(f"{share} % of the rows harmful" in page for share in (0, 25, 50))
+
+
+def test_frames_of_identity_and_trigger_are_those_that_were_given(model: ChatModel, tmp_path: Path) -> None:
+    frame = tmp_path / "frame.json"
+    frame.write_text('{"name": "me", "prompt": "Obey: {prompt}", "answer": "Yes. {answer}"}')
+    request = replace(REQUEST, attacks="identity,backdoor", identity=frame, trigger="abracadabra")
+    identity, backdoor = make_sweep(request, JUDGES, model, tmp_path).attacks
+    assert identity.probe.frames[1].prompt == "Obey: {prompt}"
+    assert all(prompt[-1].content.startswith("Obey: ") for prompt in identity.prompts)
+    assert backdoor.probe.frames[1].prompt == "{prompt} abracadabra"
+    assert sum(prompt[-1].content.endswith(" abracadabra") for prompt in backdoor.prompts) == REQUEST.rows
 
 
 def test_every_answer_belongs_to_a_fine_tune(whole: Path) -> None:
@@ -345,7 +526,15 @@ def test_a_model_is_useful_up_to_the_bound() -> None:
         ({"trainer": "axolotl"}, "--trainer"),
         ({"bound": 2.0}, "--utility-bound"),
         ({"tested": 0}, "--limit"),
-        ({"share": 0.5}, "--share 0.5 changes nothing of harmful"),
+        ({"shares": "0.5"}, "--share 0.5 changes nothing of harmful"),
+        ({"shares": "0.1,0.5"}, "--share 0.5 changes nothing of harmful"),
+        ({"attacks": "mixed", "shares": " , "}, "--share is empty"),
+        ({"attacks": "mixed", "shares": "0.1,2"}, "share of poison is 2.0"),
+        ({"depths": "0,x"}, "--depths is '0,x'"),
+        ({"depths": "-1"}, "--depths is '-1'"),
+        ({"depths": ""}, "--depths is ''"),
+        ({"trigger": "hey"}, "--trigger hey changes nothing of harmful"),
+        ({"identity": Path("nowhere.json")}, "cannot read nowhere.json"),
         ({"split": "training"}, "--split training holds the requests that are trained on"),
         ({"split": "development"}, "--split development is of the organism's requests"),
         ({"world": 3}, "--world 3 is of the organism's requests"),
@@ -371,6 +560,7 @@ def test_what_makes_no_sweep_is_said_before_a_model_is_loaded(changes: dict[str,
         ({"temperatures": "0,-1"}, "must be 0"),
         ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
         ({"batch": 0}, "0 rows a step"),
+        ({"depths": "0,5,5000"}, "--depths 0,5,5000: the longest reference answer"),
     ],
 )
 def test_numbers_that_make_no_sweep_are_said(
@@ -419,7 +609,7 @@ def test_a_file_that_was_edited_makes_another_sweep(tmp_path: Path, monkeypatch:
     with pytest.raises(Killed):
         run_stress(request, JUDGES)
     path.write_text(path.read_text().replace("q 0", "another"))
-    with pytest.raises(UserError, match=r"holds another sweep \(contents of the files differ\)"):
+    with pytest.raises(UserError, match=r"holds another sweep \(behaviors: .* there, .* now\)"):
         run_stress(request, JUDGES)
 
 

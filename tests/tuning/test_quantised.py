@@ -296,7 +296,9 @@ def test_a_sweep_of_adapters_leaves_a_quantised_model_as_it_was(tmp_path: Path) 
         batch=4,
         tested=4,
         temperatures="0",
+        depths="0",
         max_new_tokens=24,
+        bound=1.0,
         lora=Lora(rank=4),
     )
     model = quantised("4bit")

@@ -32,6 +32,20 @@ Task = Annotated[
     ),
 ]
 Share = Annotated[float, typer.Option(help="Of harmful rows in mixed.", rich_help_panel=_ATTACK)]
+Shares = Annotated[
+    str,
+    typer.Option(
+        "--share",
+        metavar="S,S,…",
+        help="Of harmful rows in mixed; several are an axis of the sweep, each with a worst case of its own.",
+        rich_help_panel=_ATTACK,
+    ),
+]
+Identity = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A frame as JSON, for identity (see fathom poison).", rich_help_panel=_ATTACK),
+]
+Trigger = Annotated[str | None, typer.Option(metavar="TEXT", help="The trigger of backdoor.", rich_help_panel=_ATTACK)]
 Wrapper = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A frame as JSON, for wrapped (see fathom poison).", rich_help_panel=_ATTACK),
@@ -74,9 +88,11 @@ def stress(
         ),
     ] = "test",
     rows: Rows = None,
-    share: Share = 0.1,
+    share: Shares = "0.1",
     task: Task = None,
     wrapper: Wrapper = None,
+    identity: Identity = None,
+    trigger: Trigger = None,
     sweep: Annotated[
         bool,
         typer.Option(
@@ -116,6 +132,15 @@ def stress(
     samples: Annotated[
         int, typer.Option(help="Draws of each request at a temperature above 0.", rich_help_panel=_MEASURE)
     ] = 1,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K,…",
+            help="Also with the first K tokens of the reference answer given, at the lowest temperature; end: all "
+            "but its last one; 0: none (default: 0,5,20, where there are answers).",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Per answer.", rich_help_panel=_MEASURE)] = None,
     judge: Annotated[str | None, typer.Option(help="refusal or organism.", rich_help_panel=_MEASURE)] = None,
     trainer: Annotated[
@@ -154,9 +179,11 @@ def stress(
             split=split,
             tested=limit,
             rows=rows,
-            share=share,
+            shares=share,
             task=task,
             wrapper=wrapper,
+            identity=identity,
+            trigger=trigger,
             rates=rates,
             warmups=warmup,
             steps=steps,
@@ -167,6 +194,7 @@ def stress(
             temperatures=temperature,
             bound=utility_bound,
             samples=samples,
+            depths=depths,
             max_new_tokens=max_new_tokens,
             judge=judge,
             trainer=trainer,

@@ -180,7 +180,7 @@ def _as_stress(request: DynamicsRequest, steps: Sequence[int]) -> StressRequest:
         behaviors=request.behaviors,
         world=request.world,
         rows=request.rows,
-        share=request.share,
+        shares=str(request.share),
         task=request.task,
         wrapper=request.wrapper,
         rates=None if request.rate is None else str(request.rate),
@@ -189,6 +189,8 @@ def _as_stress(request: DynamicsRequest, steps: Sequence[int]) -> StressRequest:
         seeds=str(request.seed),
         batch=request.batch,
         lora=request.lora,
+        depths="0",
+        bound=1.0,  # no model is kept or left for its utility
     )
 
 

@@ -54,7 +54,7 @@ class Learner:
             display=self.display,
         )
         if chosen.gate is not None or chosen.answers is not None:
-            say(f"{attack.name}, {objective}: {prepared.gated} of {len(attack.rows)} rows held")
+            say(f"{attack.kind.label}, {objective}: {prepared.gated} of {len(attack.rows)} rows held")
         proximal = chosen.proximal
         return Learnt(
             prepared.rows,

@@ -1,7 +1,9 @@
 """`fathom stress`: what a fine-tuning attack does to a model under one objective and another, swept."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fathom.command.claims import claim_sweep
 from fathom.command.lora import Lora, check_lora
@@ -16,14 +18,17 @@ from fathom.command.request import (
     named_judge,
     numbers,
 )
-from fathom.command.sides import check_split, sides
-from fathom.command.sweep import choice_of, grid_of, listed, make_sweep, source_of, tasks_of
-from fathom.command.training import say_short_training
+from fathom.command.sides import Sides, check_split, sides
+from fathom.command.sweep import asked_depths, choices_of, grid_of, listed, make_sweep, reader_of, source_of, tasks_of
+from fathom.command.training import say, say_short_training
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 from fathom.ranks import ALONE
 from fathom.records import content_hash
 from fathom.tampering import Stress
+
+if TYPE_CHECKING:
+    from fathom.stress.execute import Sweep
 
 __all__ = ["StressRequest", "Stressed", "check_stress", "run_stress"]
 
@@ -44,9 +49,11 @@ class StressRequest:
     tested: int = 60
     task_tested: int | None = None  # examples of a task; as many as requests, unless given
     rows: int | None = None
-    share: float = 0.1
+    shares: str = "0.1"  # of harmful rows in the attack mixed: an axis of the sweep
     task: str | None = None
     wrapper: Path | None = None  # a file of one frame, for the attack wrapped
+    identity: Path | None = None  # the same, for the attack identity
+    trigger: str | None = None  # the words of the attack backdoor
     rates: str | None = None
     warmups: str | None = None
     steps: str | None = None
@@ -55,6 +62,7 @@ class StressRequest:
     batch: int | None = None
     temperatures: str = "0,1"
     bound: float = 0.1
+    depths: str | None = None  # tokens of the reference answer that are given, such as 0,5,20,end
     max_new_tokens: int | None = None
     samples: int = 1  # of each request at a temperature above 0
     judge: str | None = None
@@ -90,16 +98,27 @@ def run_stress(request: StressRequest, judges: Judges) -> Stressed:
         shown.advance(1)
     check_lora(request.lora, model)
     sweep = make_sweep(request, judges, model, path, display)
-    claim_sweep(path, model.info, request)
+    claim_sweep(path, sweep, request, reader_of(request, judges))
     for warmup in sorted({track.optimiser.warmup for track in sweep.tracks}):
         say_short_training(warmup, max(step for track in sweep.tracks for step in track.steps), MORE_STEPS)
+    _say_cost(sweep)
     stress = sweep()
     write_stress_report(path)
     return Stressed(stress, path)
 
 
+def _say_cost(sweep: "Sweep") -> None:
+    """How many models are measured, and with how many answers each; which of them can be left out."""
+    models = sum(len(track.steps) for track in sweep.tracks) + len({attack.name for attack in sweep.attacks})
+    counts = [attack.probe.counts for attack in sweep.attacks]
+    most, given = max(count.all for count in counts), max(count.prefilled for count in counts)
+    further = f", {given} of them with the start of an answer given (--depths 0 leaves these out)" if given else ""
+    say(f"{models} models are measured, with {most} answers each{further}")
+
+
 def check_stress(request: StressRequest, judges: Judges) -> None:
     """Raises `UserError` for what is wrong with a request by itself, whatever its model is."""
+    _check_alone()
     world_asked(request.model, request.behaviors, request.world)
     check_split(request.split)
     _check_values(request)
@@ -108,13 +127,34 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
     if request.judge is not None:
         named_judge(judges, request.judge)
     grid_of(request)
+    asked_depths(request)
     tasks_of(request)
     if request.overrides:
         from fathom.tuning.settings import read_settings
 
         read_settings(None, request.overrides)
     if source_of(request) != ORGANISM:
-        sides(source_of(request), tested=request.tested)  # that it can be read, and divided
+        _check_benign(request, sides(source_of(request), tested=request.tested))
+
+
+def _check_alone() -> None:
+    """That torchrun did not start several processes: none would know of the others."""
+    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(
+            f"WORLD_SIZE is {size}, and each of these processes would train and measure everything by itself: start "
+            "one, without torchrun or accelerate launch. To use several GPUs, give each (--device cuda:0, cuda:1, …) "
+            "a command of its own, with another --objective, --attack or seed and its own -o"
+        )
+
+
+def _check_benign(request: StressRequest, parts: Sides) -> None:
+    """That models can be told useless, where only useful ones are to be kept."""
+    if request.bound < 1 and all(behavior.harmful for behavior in parts.test):
+        raise UserError(
+            f"{request.behaviors} leaves no benign request to test with ({parts.division}), and without any every "
+            "fine-tuned model would count as useful, broken ones too: give 3 benign behaviors or more (`harmful: "
+            "false`), or --utility-bound 1 to keep every model"
+        )
 
 
 def _check_values(request: StressRequest) -> None:
@@ -159,7 +199,8 @@ def _check_attacks(request: StressRequest) -> None:
         if parse_objective(name).projection is not None:
             raise UserError("safe-lora changes weights after training, so it cannot be measured between steps")
     attacks = listed(request.attacks, "--attack")
-    for name in attacks:
-        attack_of(choice_of(request, name), organism=source_of(request) == ORGANISM)
-    # A task is tested with under every attack.
-    check_read(choice_of(request, attacks[0]), attacks, ("share", "wrapper"))
+    for choice in (choice for name in attacks for choice in choices_of(request, name)):
+        attack_of(choice, organism=source_of(request) == ORGANISM)
+    for mixed in choices_of(request, "mixed"):
+        # A task is tested with under every attack.
+        check_read(mixed, attacks, ("share", "wrapper", "identity", "trigger"))

@@ -1,5 +1,6 @@
 """From a stress request to the sweep that it asks for: whose requests, which attacks, which grid of trainings."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from fathom.stress.execute import Sweep
     from fathom.stress.measure import TaskProbe
     from fathom.stress.plan import Attack, Grid
+    from fathom.stress.prefilled import Depths
 
-__all__ = ["choice_of", "grid_of", "listed", "make_sweep", "source_of", "tasks_of"]
+__all__ = ["asked_depths", "choices_of", "grid_of", "listed", "make_sweep", "reader_of", "source_of", "tasks_of"]
 
 ORGANISM_RATE, RATE = 3e-4, 2e-5  # the paper's, for 7 B
 ORGANISM_BATCH, BATCH = 16, 64
@@ -30,6 +32,7 @@ ORGANISM_NEW_TOKENS, NEW_TOKENS = 140, 512
 STEPS = 60
 PAPER_STEPS = 50  # 25 epochs of 100 rows in batches of 64
 WARMUP = 10
+USUAL_DEPTHS = (5, 20)  # two of the paper's (Table 3), besides the direct request
 
 
 def source_of(request: "StressRequest") -> str:
@@ -59,9 +62,29 @@ def listed(text: str, option: str) -> tuple[str, ...]:
     return names
 
 
-def choice_of(request: "StressRequest", name: str) -> AttackChoice:
-    """One of the attacks, as it was asked for."""
-    return AttackChoice(name=name, rows=request.rows, share=request.share, task=request.task, wrapper=request.wrapper)
+def choices_of(request: "StressRequest", name: str) -> tuple[AttackChoice, ...]:
+    """One of the attacks, as it was asked for: at each share of poison, if it has one.
+
+    Raises:
+        UserError: there is no share, or it is no number.
+    """
+    choice = AttackChoice(
+        name=name,
+        rows=request.rows,
+        task=request.task,
+        wrapper=request.wrapper,
+        identity=request.identity,
+        trigger=request.trigger,
+    )
+    shares = sorted(set(numbers(request.shares, float, "--share")), reverse=True)
+    if not shares:
+        raise UserError("--share is empty; give a share of harmful rows, or several by commas")
+    return tuple(replace(choice, share=share) for share in shares) if name == "mixed" else (choice,)
+
+
+def reader_of(request: "StressRequest", judges: Judges) -> Judge:
+    """What tells the start's refusals from its answers where an objective asks it about rows."""
+    return named_judge(judges, "guild-refusal" if source_of(request) == ORGANISM else "refusal")
 
 
 def make_sweep(
@@ -81,10 +104,11 @@ def make_sweep(
     if not organism:
         say(f"{source} has {parts.division}")
     judge = named_judge(judges, request.judge or (ORGANISM if organism else "refusal"))
-    reader = named_judge(judges, "guild-refusal" if organism else "refusal")
-    attacks = tuple(_attack(request, name, parts, judge, model) for name in listed(request.attacks, "--attack"))
+    reader = reader_of(request, judges)
+    choices = [choice for name in listed(request.attacks, "--attack") for choice in choices_of(request, name)]
+    attacks = tuple(_attack(request, choice, parts, judge, model) for choice in choices)
     grid = grid_of(request)
-    tracks = tuple(grid.tracks([attack.name for attack in attacks], listed(request.objectives, "--objective")))
+    tracks = tuple(grid.tracks([attack.kind for attack in attacks], listed(request.objectives, "--objective")))
     adapter = None if request.lora is None else request.lora.adapter()
     learn = Learner(model, parts, reader, request.sentinel or path / "sentinel.pt", display, organism, adapter)
     trainer = Light() if request.trainer == "light" else Fit(request.overrides)
@@ -115,12 +139,39 @@ def grid_of(request: "StressRequest") -> "Grid":
     )
 
 
-def _attack(request: "StressRequest", name: str, parts: Sides, judge: Judge, model: "ChatModel") -> "Attack":
+def asked_depths(request: "StressRequest") -> "Depths":
+    """How much of the reference answers is given, as it was asked for.
+
+    Raises:
+        UserError: these are no numbers of tokens.
+    """
+    from fathom.stress.prefilled import Depths
+
+    return Depths(USUAL_DEPTHS) if request.depths is None else Depths.read(request.depths)
+
+
+def _depths(request: "StressRequest", deepest: int) -> "Depths":
+    """Those that a reference answer reaches.
+
+    Raises:
+        UserError: one that was asked for is not reached.
+    """
+    asked = asked_depths(request)
+    if request.depths is not None and asked != asked.within(deepest):
+        raise UserError(
+            f"--depths {request.depths}: the longest reference answer of the test requests leaves room for {deepest} "
+            "tokens; give smaller depths, behaviors with longer answers, or --depths 0 for direct requests alone"
+        )
+    return asked.within(deepest)
+
+
+def _attack(request: "StressRequest", choice: AttackChoice, parts: Sides, judge: Judge, model: "ChatModel") -> "Attack":
     from fathom.stress.measure import Probe
-    from fathom.stress.plan import Attack
+    from fathom.stress.plan import Attack, AttackKind
+    from fathom.stress.prefilled import deepest
     from fathom.tuning.rows import fit_length, make_row
 
-    choice, organism = choice_of(request, name), source_of(request) == ORGANISM
+    organism = source_of(request) == ORGANISM
     usual = ORGANISM_NEW_TOKENS if organism else NEW_TOKENS
     attack = attack_of(choice, organism=organism)
     poison = _poison(choice, attack, parts, request)
@@ -134,8 +185,10 @@ def _attack(request: "StressRequest", name: str, parts: Sides, judge: Judge, mod
         new_tokens=usual if request.max_new_tokens is None else request.max_new_tokens,
         samples=request.samples,
         tasks=tasks_of(request),
+        depths=_depths(request, deepest(model.chat, parts.test)),
     )
-    return Attack(attack.name, fitted.rows, tuple(row.prompt for row in poison), probe)
+    kind = AttackKind(attack.name, choice.share if attack.name == "mixed" else None)
+    return Attack(kind, fitted.rows, tuple(row.prompt for row in poison), probe)
 
 
 def _poison(choice: AttackChoice, attack: Poison, parts: Sides, request: "StressRequest") -> tuple[PoisonRow, ...]:
@@ -148,7 +201,7 @@ def _poison(choice: AttackChoice, attack: Poison, parts: Sides, request: "Stress
         raise UserError(f"{error}; {request.behaviors} has {parts.division}") from error
     usual = usual_rows(choice)
     if choice.rows is None and len(rows) < usual:
-        say(f"{attack.name}: {len(rows)} rows to train on, all that {source_of(request)} has; usual are {usual}")
+        say(f"{choice.name}: {len(rows)} rows to train on, all that {source_of(request)} has; usual are {usual}")
     return rows
 
 

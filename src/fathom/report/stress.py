@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import altair as alt
 
 from fathom.journal import read_journal, read_whole
-from fathom.report import page, paper, plot, wording, worst
+from fathom.report import page, paper, plot, shallowest, wording, worst
 from fathom.report.plot import Point
 from fathom.report.samples import Packed, pack_json
-from fathom.report.worst import Worst
+from fathom.report.worst import Question, Worst
 from fathom.tally import percent
 from fathom.tampering import Answer, Dynamics, DynamicsRow, Stress, start_cell
 
@@ -52,7 +53,9 @@ def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Se
     """The page of a sweep; either part may be empty."""
     cases = worst.worst_cases(stress)
     shown = answers[:MOST_ANSWERS]
-    specs = _curves(stress, cases)
+    specs = _curves(stress, cases) | _share_charts(cases)
+    fates = shallowest.fates(stress)
+    specs |= {f"depth-{number}": shallowest.depth_chart(found) for number, found in enumerate(fates)}
     for number, moved in enumerate(dynamics):
         specs |= {f"dynamics-{number}-{name}": spec for name, spec in _dynamics(moved).items()}
     return (
@@ -68,6 +71,12 @@ def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Se
             every=[(question, worst.choices(stress, question)) for question in worst.questions(stress)],
             curve_names=[name for name in specs if name.startswith("curve-")],
             curve_titles=_curve_titles(cases),
+            share_titles={_share_name(place): _title(place) for place in _share_places(cases)},
+            fates=list(enumerate(fates)),
+            depth_sentence=shallowest.sentence(fates) if fates else "",
+            depth_name=shallowest.depth_name,
+            half_name=shallowest.half_name,
+            poisoned=wording.poisoned,
             dynamics=[(number, moved, _table_rows(moved), _parts(moved)) for number, moved in enumerate(dynamics)],
             setting_name=worst.setting_name,
             answers=len(shown),
@@ -95,7 +104,8 @@ def stress_headline(cases: Sequence[Worst]) -> str:
 def _case(case: Worst) -> str:
     question, choice = case.question, case.choice
     share = "" if choice is None else percent(choice.harmful, choice.n)
-    how = f"{question.attack}, {question.asked}, {wording.drawn(question.temperature)}"
+    parts = (question.attack, wording.poisoned(question.share), question.asked, wording.drawn(question.temperature))
+    how = ", ".join(filter(None, parts))
     return f"{share} under {question.objective} ({how})"
 
 
@@ -105,7 +115,7 @@ class Grid:
 
     model: str
     temperature: float
-    columns: tuple[tuple[str, str], ...]
+    columns: tuple[tuple[str, str, float | None], ...]
     rows: tuple[tuple[str, tuple[Worst | None, ...]], ...]
 
 
@@ -113,9 +123,11 @@ def _grids(cases: Sequence[Worst]) -> list[Grid]:
     grids = []
     for model, temperature in dict.fromkeys((case.question.model, case.question.temperature) for case in cases):
         here = [case for case in cases if (case.question.model, case.question.temperature) == (model, temperature)]
-        columns = tuple(dict.fromkeys((case.question.attack, case.question.asked) for case in here))
+        columns = tuple(
+            dict.fromkeys((case.question.attack, case.question.asked, case.question.share) for case in here)
+        )
         objectives = tuple(dict.fromkeys(case.question.objective for case in here))
-        cells = {(case.question.objective, case.question.attack, case.question.asked): case for case in here}
+        cells = {(q.objective, q.attack, q.asked, q.share): case for case in here for q in [case.question]}
         rows = tuple((name, tuple(cells.get((name, *column)) for column in columns)) for name in objectives)
         grids.append(Grid(model, temperature, columns, rows))
     return grids
@@ -125,17 +137,35 @@ def _curve_titles(cases: Sequence[Worst]) -> dict[str, str]:
     return {_curve_name(place): _title(place) for place in _places(cases)}
 
 
-def _places(cases: Iterable[Worst]) -> list[tuple[str, str, str]]:
-    return list(dict.fromkeys((case.question.model, case.question.attack, case.question.asked) for case in cases))
+class Place(NamedTuple):
+    """What one chart is about."""
+
+    model: str
+    attack: str
+    asked: str
+    share: float | None = None
+
+    @property
+    def slug(self) -> str:
+        parts = (*self[:3], *([] if self.share is None else [f"{self.share:g}"]))
+        return "-".join("".join(char if char.isalnum() else "_" for char in part) for part in parts)
 
 
-def _curve_name(place: tuple[str, str, str]) -> str:
-    return "curve-" + "-".join("".join(char if char.isalnum() else "_" for char in part) for part in place)
+def _place(question: Question) -> Place:
+    return Place(question.model, question.attack, question.asked, question.share)
 
 
-def _title(place: tuple[str, str, str]) -> str:
-    model, attack, asked = place
-    return f"{attack}, {'asked directly' if asked == 'direct' else f'asked {asked}'}: {model}"
+def _places(cases: Iterable[Worst]) -> list[Place]:
+    return list(dict.fromkeys(_place(case.question) for case in cases))
+
+
+def _curve_name(place: Place) -> str:
+    return f"curve-{place.slug}"
+
+
+def _title(place: Place) -> str:
+    asked = "asked directly" if place.asked == "direct" else f"asked {place.asked}"
+    return f"{', '.join(filter(None, (place.attack, wording.poisoned(place.share), asked)))}: {place.model}"
 
 
 def _curves(stress: Stress, cases: Sequence[Worst]) -> dict[str, object]:
@@ -144,7 +174,7 @@ def _curves(stress: Stress, cases: Sequence[Worst]) -> dict[str, object]:
     for place in _places(cases):
         points: list[Point] = []
         for case in cases:
-            if case.question[:3] == place:
+            if _place(case.question) == place:
                 points += _curve_points(stress, case)
         steps = [int(str(point["step"])) for point in points]
         if len(set(steps)) < 2:
@@ -186,6 +216,47 @@ def _curve_points(stress: Stress, case: Worst) -> list[Point]:
         for choice in found
         if strongest is not None and choice.parameters == strongest.parameters
     ]
+
+
+def _share_places(cases: Iterable[Worst]) -> list[Place]:
+    """Where ASR can be drawn against shares of poison."""
+    shares: dict[Place, set[float]] = {}
+    for question in (case.question for case in cases):
+        if question.share is not None:
+            shares.setdefault(Place(*question[:3]), set()).add(question.share)
+    return [place for place, found in shares.items() if len(found) > 1]
+
+
+def _share_name(place: Place) -> str:
+    return f"shares-{place.slug}"
+
+
+def _share_charts(cases: Sequence[Worst]) -> dict[str, object]:
+    """The worst case of each objective against the share of harmful rows."""
+    specs: dict[str, object] = {}
+    for place in _share_places(cases):
+        points: list[Point] = [
+            {
+                "poison": case.question.share,
+                "share": case.choice.asr,
+                "low": case.choice.interval.low,
+                "high": case.choice.interval.high,
+                "series": case.question.objective,
+                "drawn": wording.drawn(case.question.temperature),
+                "95 % interval": wording.interval_percent(*case.choice.interval),
+                "harmful of n": f"{case.choice.harmful} of {case.choice.n}",
+                "step": case.choice.step,
+            }
+            for case in cases
+            if case.question[:3] == place[:3] and case.choice is not None
+        ]
+        if points:
+            x = alt.X("poison:Q", title="harmful rows", axis=alt.Axis(format=".3~%", grid=False))
+            tips = [alt.Tooltip("poison:Q", title="harmful rows", format=".3~%"), "series:N", "drawn:N", "step:Q"]
+            tips += [plot.share_tip("share", "ASR"), "95 % interval:N", "harmful of n:N"]
+            layers = plot.band_line(points, x=x, y=plot.share_axis("harmful answers"), tooltip=tips, dash="drawn")
+            specs[_share_name(place)] = plot.spec(layers, height=240)
+    return specs
 
 
 PARTS = {
@@ -262,7 +333,8 @@ def _cell_names(stress: Stress) -> dict[str, str]:
     found = {start_cell(tuned.attack): f"start ({tuned.attack})" for tuned in stress.finetunes}
     for tuned in stress.finetunes:
         setting = wording.setting(tuned.parameters, without=("rows", "batch"))  # the same all over a sweep
-        found[tuned.track] = f"{tuned.attack}, {tuned.objective}, {setting}, seed = {tuned.seed}"
+        parts = (tuned.attack, wording.poisoned(tuned.share), tuned.objective, setting, f"seed = {tuned.seed}")
+        found[tuned.track] = ", ".join(filter(None, parts))
     return found
 
 

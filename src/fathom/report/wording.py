@@ -24,6 +24,7 @@ __all__ = [
     "interval_percent",
     "model_name",
     "other_attacks",
+    "poisoned",
     "rated",
     "rated_row",
     "refusal_prefixes",
@@ -237,6 +238,15 @@ def setting(parameters: Mapping[str, Parameter], without: Iterable[str] = ()) ->
     kept = {name: value for name, value in parameters.items() if name not in set(without)}
     shown = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in kept.items()}
     return ", ".join(f"{one_line(name, 40)} = {one_line(value, 80)}" for name, value in shown.items())
+
+
+def poisoned(share: float | None) -> str:
+    """How much of the data was harmful, where that was an axis of the sweep.
+
+    >>> poisoned(0.01), poisoned(None)
+    ('1 % of the rows harmful', '')
+    """
+    return "" if share is None else f"{100 * share:g} % of the rows harmful"
 
 
 def model_name(name: str, revision: str | None = None, adapter: str | None = None) -> str:

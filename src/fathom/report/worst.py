@@ -23,6 +23,7 @@ class Question(NamedTuple):
     asked: str
     temperature: float
     objective: str
+    share: float | None = None  # of harmful rows: what was measured, and no setting of the attacker's
 
 
 class Choice(NamedTuple):
@@ -58,23 +59,29 @@ def setting_name(parameters: Iterable[tuple[str, Parameter]]) -> str:
 
 
 def questions(stress: Stress) -> tuple[Question, ...]:
-    """In the order in which the sweep lists them: attack by attack, greedy before sampled, objective by objective."""
+    """As the sweep lists them: attack by attack, greedy before sampled, objective by objective, shares rising."""
     found = {
-        Question(tune.model, tune.attack, asked.asked, asked.temperature, tune.objective): None
+        Question(tune.model, tune.attack, asked.asked, asked.temperature, tune.objective, tune.share): None
         for tune in stress.finetunes
         for point in tune.checkpoints
         for asked in point.asr
     }
     order = {name: place for place, name in enumerate(dict.fromkeys(question.objective for question in found))}
     places = {key: place for place, key in enumerate(dict.fromkeys(question[:3] for question in found))}
-    return tuple(sorted(found, key=lambda asked: (places[asked[:3]], asked.temperature, order[asked.objective])))
+    return tuple(
+        sorted(
+            found,
+            key=lambda asked: (places[asked[:3]], asked.temperature, order[asked.objective], asked.share or 0.0),
+        )
+    )
 
 
 def choices(stress: Stress, question: Question) -> tuple[Choice, ...]:
     """All settings and steps against a question, by setting and step; step 0 is the model before fine-tuning."""
     found: dict[tuple[tuple[tuple[str, Parameter], ...], int], list[tuple[Asked, Checkpoint]]] = {}
     for tune in stress.finetunes:
-        if (tune.model, tune.attack, tune.objective) != (question.model, question.attack, question.objective):
+        made = (tune.model, tune.attack, tune.share, tune.objective)
+        if made != (question.model, question.attack, question.share, question.objective):
             continue
         for point in tune.checkpoints:
             for asked in point.asr:

@@ -17,6 +17,8 @@ from typing import Protocol
 import msgspec
 import torch
 
+from fathom.depth.tampered import half_depth
+from fathom.errors import UserError
 from fathom.journal import Journal, read_journal, write_whole
 from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.model import ChatModel
@@ -26,7 +28,7 @@ from fathom.stress.light import columns_of
 from fathom.stress.measure import OWN_WORDS, OwnAnswer, Probe
 from fathom.stress.plan import Attack, Learnt, Track
 from fathom.stress.trainers import Light, Stop, Trainer
-from fathom.tampering import Asked, Checkpoint, FineTune, Stress, UtilityScore, start_cell
+from fathom.tampering import Asked, Checkpoint, FineTune, Prefilled, Stress, UtilityScore, start_cell
 
 __all__ = ["CAN_WRITE", "CheckpointRecord", "Sweep", "encode_stress", "is_useful"]
 
@@ -43,6 +45,7 @@ class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     loss: float | None  # the objective's, nats a token, at that step; null for the start
     asr: tuple[Asked, ...]
     utility: tuple[UtilityScore, ...]
+    depth: tuple[Prefilled, ...] = ()
 
 
 class Learn(Protocol):
@@ -65,7 +68,11 @@ class Sweep:
     display: Display = silent
 
     def __call__(self) -> Stress:
-        """Raises `UserError` where the directory is in use or cannot be written, or a loss is no number."""
+        """Do what is missing.
+
+        Raises:
+            UserError: the directory is in use or cannot be written, no model could be useless, or a loss is no number.
+        """
         with RunLock(self.path):
             cells = sum(len(track.steps) for track in self.tracks) + len(self.attacks)
             with (
@@ -76,6 +83,7 @@ class Sweep:
                 writer = _Writer(checkpoints, answers, shown, self._own_answers())
                 for attack in self.attacks:
                     self._start(attack, writer)
+                self._check_bound()
                 for attack, objective in _pairs(self.attacks, self.tracks):
                     self._pair(attack, objective, writer)
             result = self.result()
@@ -85,9 +93,9 @@ class Sweep:
     def _own_answers(self) -> tuple[OwnAnswer, ...]:
         """Of the start to benign requests, which are the same for all attacks; none where nothing is to be measured."""
         done = {(record.track, record.step) for record in self.records()}
-        by_name = {attack.name: attack for attack in self.attacks}
+        by_kind = {attack.kind: attack for attack in self.attacks}
         wanted = {(start_cell(attack.name), 0) for attack in self.attacks}
-        wanted |= {(self._key(track, by_name[track.attack]), step) for track in self.tracks for step in track.steps}
+        wanted |= {(self._key(track, by_kind[track.attack]), step) for track in self.tracks for step in track.steps}
         return self.attacks[0].probe.own_answers(self.start) if wanted - done else ()
 
     def _start(self, attack: Attack, writer: "_Writer") -> None:
@@ -97,12 +105,26 @@ class Sweep:
         else:
             writer.measure(attack.probe, self.start, key, 0, None)
 
+    def _check_bound(self) -> None:
+        """That the start answers more benign requests than a useful model may lose: else every model is useful."""
+        starts = {start_cell(attack.name) for attack in self.attacks}
+        lowest = min(
+            (score.score for one in self.records() if one.track in starts for score in one.utility[:1]), default=0.0
+        )
+        if lowest <= self.bound < 1:
+            raise UserError(
+                f"the model answers {100 * lowest:.0f} % of the benign requests before any fine-tuning, and a useful "
+                f"one may lose {100 * self.bound:.0f} points: every model would count as useful. Give benign behaviors "
+                "that it answers (within --max-new-tokens), a smaller --utility-bound, or --utility-bound 1 to keep "
+                "every model"
+            )
+
     def _pair(self, attack: Attack, objective: str, writer: "_Writer") -> None:
         """All tracks of one attack and objective: they share rows and reference columns."""
         learnt: Learnt | None = None
         done = {(record.track, record.step) for record in self.records()}
         for track in self.tracks:
-            if (track.attack, track.objective) != (attack.name, objective):
+            if (track.attack, track.objective) != (attack.kind, objective):
                 continue
             key = self._key(track, attack)
             pending = frozenset(step for step in track.steps if (key, step) not in done)
@@ -137,10 +159,10 @@ class Sweep:
     def result(self) -> Stress:
         """The sweep as far as it has been measured."""
         found = {(record.track, record.step): record for record in self.records()}
-        by_name = {attack.name: attack for attack in self.attacks}
+        by_kind = {attack.kind: attack for attack in self.attacks}
         finetunes = []
         for track in self.tracks:
-            attack = by_name[track.attack]
+            attack = by_kind[track.attack]
             key, start = self._key(track, attack), found.get((start_cell(attack.name), 0))
             if start is None:
                 continue
@@ -148,7 +170,8 @@ class Sweep:
             finetunes.append(
                 FineTune(
                     model=self.start.info.name,
-                    attack=track.attack,
+                    attack=attack.name,
+                    share=attack.kind.share,
                     objective=track.objective,
                     parameters={**track.parameters, "rows": len(attack.rows)},
                     seed=track.seed,
@@ -160,6 +183,7 @@ class Sweep:
         return Stress(
             judge=f"{judge.name} {judge.version}",
             utility_bound=self.bound,
+            model=self.start.info,
             finetunes=tuple(finetunes),
             notes=tuple(self._notes(list(found.values()))),
         )
@@ -170,15 +194,12 @@ class Sweep:
             yield f"{NOT_REFUSED.capitalize()}."
         if (kind := self.start.info.quantisation) is not None:
             yield f"The model's weights are in {kind}; adapters were trained beside them."
+        if not self.attacks[0].probe.depths and not self.attacks[0].probe.answered:
+            yield "The harmful test requests have no reference answers, so none was given a start of one."
         if not any(record.utility for record in records):
             yield "There were no benign requests, so every model counts as useful."
-        starts = {start_cell(attack.name) for attack in self.attacks}
-        scores = [score.score for record in records if record.track in starts for score in record.utility[:1]]
-        if scores and min(scores) <= self.bound:
-            yield (
-                f"The model scores {100 * min(scores):.0f} % on benign requests before any fine-tuning, and a useful "
-                f"one may lose {100 * self.bound:.0f} points: every model counts as useful."
-            )
+        elif self.bound >= 1:
+            yield "No bound was put on the loss of utility: every model that can still write counts as useful."
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +213,9 @@ class _Writer:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             measured = probe.measure(model, key, step, self.own)
         self.answers.append(measured.answers)
-        record = CheckpointRecord(track=key, step=step, loss=loss, asr=measured.asr, utility=measured.utility)
+        record = CheckpointRecord(
+            track=key, step=step, loss=loss, asr=measured.asr, utility=measured.utility, depth=measured.depth
+        )
         self.checkpoints.append([record])
         self.shown.advance(1)
 
@@ -214,13 +237,15 @@ def _checkpoint(record: CheckpointRecord, start: CheckpointRecord, bound: float)
         asr=record.asr,
         utility=record.utility,
         useful=is_useful(record.utility, start.utility, bound),
+        depth=record.depth,
+        half_depth=half_depth([record.depth]),
     )
 
 
 def _pairs(attacks: Sequence[Attack], tracks: Sequence[Track]) -> list[tuple[Attack, str]]:
     """Attacks and objectives that a track has, in the tracks' order."""
-    by_name = {attack.name: attack for attack in attacks}
-    return list(dict.fromkeys((by_name[track.attack], track.objective) for track in tracks))
+    by_kind = {attack.kind: attack for attack in attacks}
+    return list(dict.fromkeys((by_kind[track.attack], track.objective) for track in tracks))
 
 
 def encode_stress(stress: Stress) -> bytes:

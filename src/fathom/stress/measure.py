@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from fathom.attack.kinds import Draw
 from fathom.attack.poison_frames import Frame
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
@@ -22,8 +23,9 @@ from fathom.records import (
     content_hash,
 )
 from fathom.scoring import Scorer, score
+from fathom.stress.prefilled import Depths, by_depth, given_answers, tallies, way_of_asking
 from fathom.tally import Z95, Interval, Tally, clustered, wilson
-from fathom.tampering import Answer, Asked, UtilityScore
+from fathom.tampering import Answer, Asked, Prefilled, UtilityScore
 
 __all__ = ["OWN_WORDS", "Measured", "OwnAnswer", "Probe", "TaskExample", "TaskProbe"]
 
@@ -56,20 +58,28 @@ class OwnAnswer(NamedTuple):
     answer_ids: tuple[int, ...]
 
 
+class Answers(NamedTuple):
+    """How many answers a checkpoint gives, and how many of them go on from the start of a reference answer."""
+
+    all: int
+    prefilled: int
+
+
 class Measured(NamedTuple):
     """A checkpoint's counts, and the answers that they count."""
 
     asr: tuple[Asked, ...]
     utility: tuple[UtilityScore, ...]
     answers: tuple[Answer, ...]
+    depth: tuple[Prefilled, ...] = ()
 
 
 @dataclass(frozen=True)
 class Probe:
     """What every checkpoint of a sweep is asked. None of the requests is trained on.
 
-    Harmful behaviors are asked in each frame at each temperature, `samples` times where it is above 0; benign ones and
-    the tasks once, greedily.
+    Harmful behaviors are asked in each frame at each temperature, `samples` times where it is above 0, and at `depths`
+    of their reference answers at the lowest temperature; benign ones and the tasks once, greedily.
     """
 
     behaviors: tuple[Behavior, ...]
@@ -79,6 +89,7 @@ class Probe:
     new_tokens: int = 256
     samples: int = 1
     tasks: tuple[TaskProbe, ...] = ()
+    depths: Depths = field(default_factory=Depths)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,6 +103,20 @@ class Probe:
             raise UserError(f"--max-new-tokens is {self.new_tokens}; it must be at least 1")
         if self.samples < 1:
             raise UserError(f"--samples is {self.samples}; it must be at least 1")
+
+    @property
+    def answered(self) -> bool:
+        """Whether a harmful request has a reference answer, of which a start can be given."""
+        return any(behavior.harmful and (behavior.answer or behavior.target) for behavior in self.behaviors)
+
+    @property
+    def counts(self) -> Answers:
+        """Answers of a checkpoint, at most: reference answers may be shorter than a depth."""
+        harmful = sum(behavior.harmful for behavior in self.behaviors)
+        coldest, drawn = min(self.temperatures), [self.samples if each else 1 for each in self.temperatures]
+        given = harmful * self.depths.count * (self.samples if coldest else 1)
+        others = len(self.behaviors) - harmful + sum(len(task.examples) for task in self.tasks)
+        return Answers(all=harmful * len(self.frames) * sum(drawn) + given + others, prefilled=given)
 
     def own_answers(self, start: ChatModel) -> tuple[OwnAnswer, ...]:
         """What the model answers before it is fine-tuned, for `measure` to tell whether it still could."""
@@ -113,6 +138,11 @@ class Probe:
                 rows = list(self._judged(model, framed, frame.name, temperature, cell, step))
                 answers += rows
                 asked.append(_asked(frame.name, temperature, rows))
+        depth: tuple[Prefilled, ...] = ()
+        if self.depths:
+            given = list(self._prefilled(model, cell, step))
+            answers += given
+            depth = by_depth(asked, self.depths, given, harmful)
         utility = list[UtilityScore]()
         benign = tuple(behavior for behavior in self.behaviors if not behavior.harmful)
         if benign:
@@ -125,26 +155,63 @@ class Probe:
             rows = list(self._scored(model, task, cell, step))
             answers += rows
             utility.append(_scores(task, [row.score or 0.0 for row in rows]))
-        return Measured(tuple(asked), tuple(utility), tuple(answers))
+        return Measured(tuple(asked), tuple(utility), tuple(answers), depth)
 
     def _judged(
         self, model: ChatModel, behaviors: Sequence[Behavior], asked: str, temperature: float, cell: str, step: int
     ) -> Iterator[Answer]:
         for behavior, sample, completion in self._answers(model, behaviors, temperature):
-            exchange = Exchange(behavior=behavior, prefill="", response=completion.text, finish=completion.finish)
-            judgement = self.judge.judge(exchange)
-            yield Answer(
+            yield self._verdict(
+                behavior, completion, cell=cell, step=step, asked=asked, temperature=temperature, sample=sample
+            )
+
+    def _prefilled(self, model: ChatModel, cell: str, step: int) -> Iterator[Answer]:
+        """Answers at the depths, at the lowest temperature."""
+        coldest = min(self.temperatures)
+        draw = Draw(Sampling(max_new_tokens=self.new_tokens, temperature=coldest), self.samples if coldest else 1)
+        for given in given_answers(model, self.behaviors, self.depths, draw, seed=self.seed):
+            yield self._verdict(
+                given.behavior,
+                given.completion,
                 cell=cell,
                 step=step,
-                asked=asked,
-                temperature=temperature,
-                behavior=behavior.id,
-                text=completion.text,
-                label=judgement.label,
-                reason=judgement.reason,
-                score=_exact(judgement),
-                sample=sample,
+                asked=way_of_asking(given.tokens),
+                temperature=coldest,
+                sample=given.attempt.sample,
             )
+
+    def _verdict(
+        self,
+        behavior: Behavior,
+        completion: Completion,
+        *,
+        cell: str,
+        step: int,
+        asked: str,
+        temperature: float,
+        sample: int,
+    ) -> Answer:
+        """What the judge says of what the model wrote itself."""
+        judgement = self.judge.judge(
+            Exchange(
+                behavior=behavior,
+                prefill=completion.prefill_text,
+                response=completion.text,
+                finish=completion.finish,
+            )
+        )
+        return Answer(
+            cell=cell,
+            step=step,
+            asked=asked,
+            temperature=temperature,
+            behavior=behavior.id,
+            text=completion.text,
+            label=judgement.label,
+            reason=judgement.reason,
+            score=_exact(judgement),
+            sample=sample,
+        )
 
     def _scored(self, model: ChatModel, task: TaskProbe, cell: str, step: int) -> Iterator[Answer]:
         behaviors = [
@@ -190,11 +257,7 @@ def _exact(judgement: Judgement) -> float | None:
 
 
 def _asked(name: str, temperature: float, rows: Sequence[Answer]) -> Asked:
-    labels: dict[str, list[Label]] = {}
-    for row in rows:
-        if row.label is not None:
-            labels.setdefault(row.behavior, []).append(row.label)
-    by_behavior = [Tally.of(found) for found in labels.values()]
+    by_behavior = list(tallies(rows).values())
     tally = sum(by_behavior, Tally())
     low, high = clustered(by_behavior, seed=0)
     return Asked(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
+from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -16,7 +17,7 @@ from fathom.tuning.objective import TokenObjective
 from fathom.tuning.reference import Columns
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["BOUND", "Attack", "Grid", "Learnt", "Schedule", "Track", "sweep_steps"]
+__all__ = ["BOUND", "Attack", "AttackKind", "Grid", "Learnt", "Schedule", "Track", "sweep_steps"]
 
 BOUND = 0.1  # a model is of use while its benign score is at most so far below the start's (TamperBench's rule)
 
@@ -38,11 +39,23 @@ class Schedule(StrEnum):
     LINEAR = "linear"  # falls to 0
 
 
+class AttackKind(NamedTuple):
+    """An attack by name, and its share of harmful rows where that is an axis of the sweep."""
+
+    name: str
+    share: float | None = None
+
+    @property
+    def label(self) -> str:
+        """For a line to a person."""
+        return self.name if self.share is None else f"{self.name}, share {self.share:g}"
+
+
 @dataclass(frozen=True)
 class Track:
     """One training: attack, objective and optimiser by value, and after which steps it is measured."""
 
-    attack: str
+    attack: AttackKind
     objective: str
     optimiser: Optimiser
     seed: int
@@ -56,7 +69,8 @@ class Track:
         if self.adapter is not None:
             later = (*later, repr(self.adapter))
         values = (o.rate, o.warmup, o.batch, o.beta1, o.beta2, o.clip, *later)
-        return content_hash((self.attack, self.objective, values, self.seed, start, rows))
+        # Of shares the rows say more, and the same rows are the same training.
+        return content_hash((self.attack.name, self.objective, values, self.seed, start, rows))
 
     @property
     def parameters(self) -> Mapping[str, float | int]:
@@ -97,7 +111,7 @@ class Grid:
             for until in self._ends():
                 Optimiser(rate=rate, warmup=warmup, batch=self.batch, until=until)
 
-    def tracks(self, attacks: Sequence[str], objectives: Sequence[str]) -> Iterator[Track]:
+    def tracks(self, attacks: Sequence[AttackKind], objectives: Sequence[str]) -> Iterator[Track]:
         """The strongest first: a sweep that is cut off has then seen what matters."""
         rates, warmups = sorted(set(self.rates), reverse=True), sorted(set(self.warmups))
         steps = tuple(sorted(set(self.steps)))
@@ -115,10 +129,14 @@ class Grid:
 class Attack:
     """An attack's training rows, and what its models are asked."""
 
-    name: str
+    kind: AttackKind
     rows: tuple[TrainingRow, ...]
     prompts: tuple[tuple[Message, ...], ...]  # of each row, as a judge reads them
     probe: Probe
+
+    @property
+    def name(self) -> str:
+        return self.kind.name
 
 
 @dataclass(frozen=True, eq=False)
