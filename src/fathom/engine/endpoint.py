@@ -7,18 +7,15 @@ own affair: greedy completions of the same weights in float32 are those of the `
 from the same distribution by other draws. `docs/endpoint.md` tells which servers were tried.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from fathom.chat import ChatFormat
 from fathom.chat.decoding import shared_start
-from fathom.engine.http import BusyError, ask, check_address, decoded
+from fathom.engine.http import BusyError, Server, ask, check_address, decoded, in_flight
 from fathom.engine.rows import Row, check_length, completions, make_rows
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion, Finish
@@ -26,9 +23,7 @@ from fathom.schema import ModelInfo
 
 __all__ = ["WIDTH", "EndpointEngine", "ServedModel", "connect"]
 
-_Kind = TypeVar("_Kind", bound=msgspec.Struct)
 WIDTH = 128  # requests in flight: vLLM runs 128 and more at once, and what a smaller server cannot run it lets wait
-_LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +66,6 @@ class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
-class _Outcome(NamedTuple):
-    row: Row
-    error: BaseException | None
-
-
 @dataclass(frozen=True, eq=False)
 class EndpointEngine:
     """Completes attempts on a server. `model.width` requests are in flight at once; each is tried `tries` times.
@@ -100,39 +90,11 @@ class EndpointEngine:
         return self._complete(make_rows(attempts))
 
     def _complete(self, rows: list[Row]) -> Iterator[Completion]:
-        """Daemon threads, so that Ctrl-C does not wait for a server that does not answer."""
-        waiting: SimpleQueue[Row] = SimpleQueue()
-        outcomes: SimpleQueue[_Outcome] = SimpleQueue()
-        stopped = threading.Event()
-        for row in rows:
-            waiting.put(row)
-
-        def work() -> None:
-            while not stopped.is_set():
-                try:
-                    row = waiting.get_nowait()
-                except Empty:
-                    return
-                try:
-                    self._run(row)
-                except BaseException as error:  # raised again where the completions are awaited
-                    outcomes.put(_Outcome(row, error))
-                else:
-                    outcomes.put(_Outcome(row, None))
-
-        for _ in range(min(self.model.width, len(rows))):
-            threading.Thread(target=work, name="endpoint", daemon=True).start()
-        try:
-            for _ in rows:
-                outcome = outcomes.get()
-                if outcome.error is not None:
-                    raise outcome.error
-                yield from completions(outcome.row, self.model.chat)
-        finally:
-            stopped.set()
+        for done in in_flight(rows, self._run, self.model.width, "endpoint"):
+            yield from completions(done.item, self.model.chat)
 
     def _run(self, row: Row) -> None:
-        answer = self._ask("completions", _request(row, self.model), _Answer)
+        answer = self._server.ask("completions", _request(row, self.model), _Answer)
         if not answer.choices or answer.choices[0].token_ids is None:
             raise UserError(
                 f"{self.model.url} answers with text and no token ids, so that the answer would not be exact; serve "
@@ -168,19 +130,9 @@ class EndpointEngine:
                 "vLLM max_new_tokens of --override-generation-config), or ask for fewer --max-new-tokens"
             )
 
-    def _ask(self, path: str, content: dict[str, object] | None, kind: type[_Kind]) -> _Kind:
-        """One request and its answer, tried again while the server is busy, away, or restarting."""
-        for tried in range(1, self.tries + 1):
-            try:
-                return decoded(ask(f"{self.model.url}/{path}", content, self.timeout), kind, self.model.url)
-            except BusyError as busy:
-                if tried == self.tries:
-                    raise UserError(
-                        f"{self.model.url}: {busy.reason}; tried {tried} times. What was answered so far is kept: "
-                        "give the same command again when the server is there"
-                    ) from None
-                self.sleep(min(_LONGEST_WAIT, busy.wait or self.patience * 2 ** (tried - 1)))
-        raise AssertionError("unreachable: the last try returns or raises")
+    @property
+    def _server(self) -> Server:
+        return Server(self.model.url, tries=self.tries, patience=self.patience, timeout=self.timeout, sleep=self.sleep)
 
 
 def connect(
