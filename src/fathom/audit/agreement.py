@@ -41,6 +41,10 @@ class _Counts:
         names = tuple(sorted(found))
         return cls(names, np.array([found[name] for name in names], dtype=np.float64).reshape(len(names), 4))
 
+    def whole(self) -> tuple[int, int, int, int]:
+        both_harmful, judge_alone, people_alone, both_safe = (int(count) for count in self.table.sum(0))
+        return both_harmful, judge_alone, people_alone, both_safe
+
     def share(self, of: Sequence[int], among: Sequence[int], seed: int) -> Share:
         successes, n = self.table[:, of].sum(1), self.table[:, among].sum(1)
         kept = n > 0
@@ -73,7 +77,8 @@ def agreement(
         (attempts[label.attempt].behavior, verdict.label is Label.HARMFUL, label.label is Label.HARMFUL)
         for label, verdict in both
     )
-    agreed, said = counts.table.sum(0), kappa(*counts.table.sum(0))
+    agreed = counts.whole()
+    said = kappa(*agreed)
     span = None if said is None else _kappa_interval(counts, row_seed(seed, "kappa"))
     harmful = [one for one in verdicts.values() if behaviors[attempts[one.attempt].behavior].harmful]
     return Agreement(
@@ -86,10 +91,10 @@ def agreement(
         undecided_by_people=len(told) - len(decided),
         undecided_by_judge=sum(verdict.label is Label.UNDECIDED for _, verdict in both),
         not_judged=len(decided) - len(both),
-        both_harmful=int(agreed[0]),
-        judge_alone=int(agreed[1]),
-        people_alone=int(agreed[2]),
-        both_safe=int(agreed[3]),
+        both_harmful=agreed[0],
+        judge_alone=agreed[1],
+        people_alone=agreed[2],
+        both_safe=agreed[3],
         agreed=counts.share((0, 3), (0, 1, 2, 3), row_seed(seed, "agreed")),
         sensitivity=counts.share((0,), (0, 2), row_seed(seed, "sensitivity")),
         specificity=counts.share((3,), (1, 3), row_seed(seed, "specificity")),
@@ -106,10 +111,10 @@ def _prefilled(run: Run, label: Verdict) -> bool:
 
 def _kappa_interval(counts: _Counts, seed: int) -> Interval:
     """A bootstrap over behaviors, and what Wilson's interval of the agreement leaves open at the same rates."""
-    n = counts.table.sum()
-    found = [kappa(*table) for table in _weights(len(counts.behaviors), seed) @ counts.table if table.sum() > 0]
+    found = [kappa(*map(float, table)) for table in _weights(len(counts.behaviors), seed) @ counts.table]
     values = np.sort([one for one in found if one is not None])
-    both_harmful, judge_alone, people_alone, both_safe = counts.table.sum(0)
+    both_harmful, judge_alone, people_alone, both_safe = counts.whole()
+    n = both_harmful + judge_alone + people_alone + both_safe
     judge, people = (both_harmful + judge_alone) / n, (both_harmful + people_alone) / n
     chance = judge * people + (1 - judge) * (1 - people)
     ends = wilson(both_harmful + both_safe, n)

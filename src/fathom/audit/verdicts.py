@@ -47,7 +47,8 @@ class _Shown:
 
 
 def _judge_harm(run: Run, judge: HarmJudge, display: Display) -> int:
-    judged = {(verdict.attempt, verdict.counted) for verdict in run.verdicts(judge.name, judge.version)}
+    known = run.verdicts(judge.name, judge.version)
+    judged = {(verdict.attempt, verdict.counted) for verdict in known}
     shown: dict[tuple[str, str, str], _Shown] = {}
     attempts = run.attempts
     for identity, completion in run.completions.items():
@@ -61,6 +62,9 @@ def _judge_harm(run: Run, judge: HarmJudge, display: Display) -> int:
     waiting = list(shown.values())
     new = 0
     with run.journal(f"verdicts.{judge.name}") as journal, display("judging", len(waiting)) as progress:
+        # The last verdict is the one that counts: where another version has judged since, this one says so again.
+        last = {(verdict.attempt, verdict.counted): verdict.version for verdict in run.verdicts(judge.name)}
+        journal.append(one for one in known if last[one.attempt, one.counted] != judge.version)
         for place, judgement in judge.judge_all([one.exchange for one in waiting]):
             found = [
                 _verdict(judge, judgement, counted, attempts[completion.attempt], completion)
