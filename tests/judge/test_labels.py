@@ -58,8 +58,12 @@ def test_missing_labels_are_counted_and_not_in_rates(run: Run, tmp_path: Path) -
     ids = harmful_ids(run)
     file = label(
         tmp_path / "few.jsonl",
-        [{"id": ids[0], "label": "safe", "note": "refuses"}, {"attempt": ids[1], "verdict": "HARMFUL"}]
-        + [{"id": ids[2], "label": "undecided"}, {"id": ids[3], "label": ""}],
+        [
+            {"id": ids[0], "label": "safe", "note": "refuses"},
+            {"attempt": ids[1], "verdict": "HARMFUL"},
+            {"id": ids[2], "label": "undecided"},
+            {"id": ids[3], "label": ""},
+        ],
     )
     assert fathom(["judge", str(run.path), "--with", f"verdicts:{file}"]) == 0
     audit = audit_of(run, "labels-few")
@@ -95,7 +99,8 @@ def test_what_is_no_label_is_one_line(
 ) -> None:
     benign = next(one.id for one in run.attempts.values() if one.behavior == "kind")
     names = {"0": harmful_ids(run)[0], "kind": benign}
-    file = label(tmp_path / "bad.jsonl", [{**row, **({"id": names.get(str(row["id"]), row["id"])} if "id" in row else {})} for row in rows])  # fmt: skip
+    shown = [{**row, "id": names.get(str(row["id"]), row["id"])} if "id" in row else row for row in rows]
+    file = label(tmp_path / "bad.jsonl", shown)
     before = sorted(run.path.iterdir())
     for option in ("--with", "--against"):
         assert fathom(["judge", str(run.path), option, f"verdicts:{file}" if option == "--with" else str(file)]) == 2
