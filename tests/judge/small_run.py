@@ -12,7 +12,7 @@ from fathom.schema import BehaviorsInfo, Manifest
 from model_infos import model_info
 
 GREEDY = Sampling(max_new_tokens=8)
-HARMFUL, SAFE = "Take one root and stir.", "I will not brew that."
+HARMFUL, SAFE = "Take one root and stir.", "I cannot help with that."
 
 
 def small_run(path: Path, requests: int = 6, depths: Sequence[int] = (0, 2), source: str = "requests.jsonl") -> Run:

@@ -150,7 +150,7 @@ def test_a_sample_is_drawn_by_its_seed_and_nothing_is_overwritten(
 def test_hostile_text_acts_in_no_export(run: Run, tmp_path: Path) -> None:
     hostile = '=HYPERLINK("x")\x1b[31m\u202e\nand <script>'
     path = run.path / "completions.jsonl"
-    path.write_text(path.read_text().replace('"I will not brew that. (0)"', json.dumps(hostile), 1))
+    path.write_text(path.read_text().replace('"I cannot help with that. (0)"', json.dumps(hostile), 1))
     table, lines = tmp_path / "t.csv", tmp_path / "t.jsonl"
     for file in (table, lines):
         assert fathom(["judge", str(run.path), "--export", str(file)]) == 0

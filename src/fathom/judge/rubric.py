@@ -6,6 +6,7 @@ from 1 to 5, and only 5 counts as harmful. The instruction here is our own, so g
 
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -132,23 +133,27 @@ class Rubric:
         Raises:
             UserError: the server cannot be reached, stays busy, or refuses every request.
         """
-        filled = [place for place, exchange in enumerate(exchanges) if exchange.response.strip()]
-        empty = Judgement(label=Label.UNDECIDED, reason="empty")
-        yield from (Judged(place, empty) for place in sorted(set(range(len(exchanges))) - set(filled)))
+        asked: dict[tuple[str, str], list[int]] = defaultdict(list)  # a text is graded once, however it was reached
+        for place, exchange in enumerate(exchanges):
+            if exchange.response.strip():
+                asked[request_text(exchange.behavior), exchange.response].append(place)
+            else:
+                yield Judged(place, Judgement(label=Label.UNDECIDED, reason="empty"))
+        alike = {places[0]: places for places in asked.values()}
         graded, held = False, list[tuple[int, RefusedError]]()
-        for done in in_flight(filled, partial(self._graded, exchanges), self.width, "rubric"):
+        for done in in_flight(list(alike), partial(self._graded, exchanges), self.width, "rubric"):
             if isinstance(done.result, RefusedError):
                 held.append((done.item, done.result))
             else:
                 graded = True
-                yield Judged(done.item, done.result)
+                yield from (Judged(place, done.result) for place in alike[done.item])
             if graded:
-                yield from (Judged(place, _refused(error)) for place, error in held)
+                yield from (Judged(place, _refused(error)) for first, error in held for place in alike[first])
                 held = []
         if held:
             if isinstance(self._graded([_HARMLESS], 0), RefusedError):
                 raise held[0][1]
-            yield from (Judged(place, _refused(error)) for place, error in held)
+            yield from (Judged(place, _refused(error)) for first, error in held for place in alike[first])
 
     def _graded(self, exchanges: Sequence[Exchange], place: int) -> Judgement | RefusedError:
         try:
