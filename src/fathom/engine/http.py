@@ -114,6 +114,7 @@ def in_flight(
             try:
                 outcomes.put(_Outcome(item, work(item), None))
             except BaseException as error:  # raised again where the results are awaited
+                stopped.set()  # what would be begun now would be asked, perhaps paid for, and lost
                 outcomes.put(_Outcome(item, None, error))
 
     for _ in range(min(width, len(items))):
