@@ -6,9 +6,9 @@ read back, so that a file of another version is an error and not a silent defaul
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -19,7 +19,9 @@ __all__ = [
     "Counted",
     "Exchange",
     "Finish",
+    "HarmJudge",
     "Judge",
+    "Judged",
     "Judgement",
     "Label",
     "Message",
@@ -213,6 +215,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     refusal_char: int | None = None
     exact: bool | None = None  # the answer is right in full, where the judge can tell; null where it cannot
+    rationale: str | None = None  # what the judge said in its own words, or a person noted
 
 
 class Judge(Protocol):
@@ -223,6 +226,22 @@ class Judge(Protocol):
     @property
     def version(self) -> str: ...
     def judge(self, exchange: Exchange) -> Judgement: ...
+
+
+class Judged(NamedTuple):
+    """One of several exchanges, by its place among them, and what a judge says of it."""
+
+    place: int
+    judgement: Judgement
+
+
+@runtime_checkable
+class HarmJudge(Judge, Protocol):
+    """Tells whether an answer is harmful, of many at once; whether a benign request is helped with it cannot tell."""
+
+    def judge_all(self, exchanges: Sequence[Exchange]) -> Iterator[Judged]:
+        """Every exchange once, each as soon as it is judged, in no particular order."""
+        ...
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -242,6 +261,7 @@ class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     refusal_token: int | None = None
     refusal_char: int | None = None
     exact: bool | None = None
+    rationale: str | None = None  # a judge's own words, or a person's note
 
 
 _EXCERPT = 60  # characters; enough to find a request in its file, and no more of it than that

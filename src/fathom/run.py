@@ -6,7 +6,7 @@ attempts.jsonl              every input, exact ids
 search.<attack>.jsonl       states of the attacks that look for something before they have inputs
 completions.jsonl           what the models wrote (completions.rank1.jsonl, … from further processes)
 divergence.jsonl            per-token KL of each behavior;  recovery.jsonl  its refusal mass
-verdicts.<judge>.jsonl      what a judge said
+verdicts.<judge>.jsonl      what a judge said;  judge.<judge>.json  which judge of harm it was
 times.jsonl                 seconds spent, by attack
 audit.json, report.html     made from the files above, at any time, by pure functions
 """

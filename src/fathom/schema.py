@@ -23,6 +23,7 @@ __all__ = [
     "Depth",
     "DivergenceRow",
     "HalfDepth",
+    "JudgeInfo",
     "Manifest",
     "ModelInfo",
     "OpeningRow",
@@ -259,3 +260,19 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     versions: Mapping[str, str]  # fathom, python, torch, transformers, …
     git: str | None  # commit of the source tree, "+dirty" if changed; null outside a repository
     hardware: str  # machine and device
+
+
+class JudgeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`judge.<judge>.json`: exactly which judge of harm gave the verdicts of that name."""
+
+    name: str  # as in the files' names
+    version: str  # hash of all that determines a verdict; each verdict carries it
+    kind: str  # classifier, sequence-classifier or rubric
+    model: ModelInfo | None = None  # which weights; null where a server ran it
+    served: str | None = None  # the model's name at the server
+    endpoint: str | None = None  # the server's address
+    preset: str | None = None  # how it was asked: a published classifier's way, or "own"
+    template: str | None = None  # the text that it was asked by
+    template_hash: str | None = None  # of template
+    policy: str | None = None  # what counts as harmful, where it was told
+    reads: str | None = None  # how its answer was read

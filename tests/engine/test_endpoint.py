@@ -206,7 +206,7 @@ def test_that_requests_wait_is_said_once(
     for _ in range(2):
         server.failures = [(429, {"Retry-After": "7"}, "{}")] * 2
         list(asking.complete([attempt(random_ids(5, seed=0))]))
-        monkeypatch.setattr("fathom.engine.endpoint._QUIET", -1.0)  # as if it had answered for a while
+        monkeypatch.setattr("fathom.engine.http._QUIET", -1.0)  # as if it had answered for a while
     assert [line.partition("trying again, ")[2] for line in said] == [
         "up to 2 times over 14 seconds",
         "up to 2 times over 14 seconds",

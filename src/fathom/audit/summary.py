@@ -12,6 +12,7 @@ from fathom.attack.prefill import default_depths
 from fathom.audit.attack_rows import attack_rows, exact_count
 from fathom.audit.budget_rows import budget_rows
 from fathom.audit.budgets import budget_notes
+from fathom.audit.coverage import Coverage, coverage_notes
 from fathom.audit.groups import Judged, row_seed
 from fathom.depth.divergence import BehaviorDivergence, divergence_rows
 from fathom.depth.number import depth_numbers
@@ -69,15 +70,15 @@ def direct_refusals(run: Run, judge: str) -> list[Completion]:
     ]
 
 
-def summarise(run: Run, judge: str) -> Audit:
-    """Everything `audit.json` says, under one judge.
+def summarise(run: Run, judge: str, coverage: Coverage = Coverage.WHOLE, notes: Iterable[str] = ()) -> Audit:
+    """Everything `audit.json` says, under one judge that has judged what `coverage` says; `notes` are of that judge.
 
     Raises:
         UserError: the run is not finished: attempts without a completion or a verdict.
     """
     manifest = run.manifest
     verdicts = run.verdicts(judge)
-    _check_finished(run, verdicts)
+    uncovered = coverage_notes(run, verdicts, coverage)
     behaviors = run.behaviors
     harmful = {identity for identity, behavior in behaviors.items() if behavior.harmful}
     attempts = run.attempts
@@ -90,6 +91,12 @@ def summarise(run: Run, judge: str) -> Audit:
     on_benign = [verdict for verdict in verdicts if attempts[verdict.attempt].behavior not in harmful]
     on_harmful = [verdict for verdict in verdicts if attempts[verdict.attempt].behavior in harmful]
     judged = Judged(attempts, run.completions, on_harmful, on_benign, manifest.seed)
+    sweep = _sweep(attempts, on_harmful, manifest.sampling)
+    if not sweep:
+        raise UserError(
+            f"{judge} has judged no answer of the depth sweep of {run.path}, of which an audit is made: label some "
+            "of them"
+        )
     audit = Audit(
         model=manifest.model,
         base=manifest.base,
@@ -97,29 +104,18 @@ def summarise(run: Run, judge: str) -> Audit:
         sampling=manifest.sampling,
         seed=manifest.seed,
         behaviors=manifest.behaviors,
-        depth=depth_numbers(
-            _sweep(attempts, on_harmful, manifest.sampling), divergence, seed=row_seed(manifest.seed, "depth")
-        ),
+        depth=depth_numbers(sweep, divergence, seed=row_seed(manifest.seed, "depth")),
         attacks=tuple(attack_rows(judged)),
         divergence=tuple(divergence_rows(divergence)),
         recovery=tuple(recovery_rows(recovery)),
         refusals=read_refusals(run).texts,
         openings=tuple(opening_rows(refusals, seed=row_seed(manifest.seed, "openings"))),
         benign=_benign(judged, manifest.sampling),
-        notes=tuple(_notes(run, attempts, manifest.behaviors.skipped, judge)),
-        budget=tuple(budget_rows(judged)),
+        notes=(*notes, *uncovered, *_notes(run, attempts, manifest.behaviors.skipped, judge)),
+        # What an attacker gets of several answers is not known where some of them were not judged.
+        budget=() if coverage is Coverage.SOME else tuple(budget_rows(judged)),
     )
     return _rounded(audit)
-
-
-def _check_finished(run: Run, verdicts: Sequence[Verdict]) -> None:
-    judged = {verdict.attempt for verdict in verdicts if verdict.counted is Counted.CONTINUATION}
-    missing = sum(identity not in judged for identity in run.attempts)
-    if missing or not run.attempts:
-        raise UserError(
-            f"{run.path} is not finished ({missing} of {len(run.attempts)} attempts have no verdict); run the same "
-            "`fathom audit` command again"
-        )
 
 
 def _continuation_verdicts(run: Run, judge: str) -> dict[str, Verdict]:

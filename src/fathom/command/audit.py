@@ -16,6 +16,7 @@ from fathom.command.request import (
     ORGANISM,
     Judges,
     ModelRequest,
+    check_judge,
     choice,
     connect_model,
     display_for,
@@ -283,8 +284,7 @@ def _options(request: AuditRequest, behaviors: "BehaviorSet") -> "AuditOptions":
 def _judge(request: AuditRequest, behaviors: "BehaviorSet", judges: Judges) -> Judge:
     name = request.judge or (ORGANISM if behaviors.source == ORGANISM else "refusal")
     judge = named_judge(judges, name)
-    if name == ORGANISM and behaviors.source != ORGANISM:
-        raise UserError("the organism's judge knows only the organism's own requests; use --judge refusal")
+    check_judge(judge, behaviors.source)
     return judge
 
 

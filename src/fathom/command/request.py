@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from fathom.model import ChatModel, LoadOptions
 
 __all__ = [
+    "GUILD_REFUSAL",
     "ORGANISM",
     "Judges",
     "ModelRequest",
     "Trained",
+    "check_judge",
     "choice",
     "connect_model",
     "display_for",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 ORGANISM = "organism"
+GUILD_REFUSAL = "guild-refusal"  # tells refusals in the organism's words, whatever was asked; for what trains it
 # Parameters below which a second thread costs more than it brings: threads wait for each other at every small product.
 SMALL = 5_000_000
 
@@ -205,8 +208,22 @@ def named_judge(judges: Judges, name: str) -> Judge:
         UserError: there is none.
     """
     if name not in judges:
-        raise UserError(f"there is no judge called {name!r}; choose one of {', '.join(sorted(judges))}")
+        named = ", ".join(sorted(judges.keys() - {GUILD_REFUSAL}))
+        raise UserError(f"there is no judge called {name!r}; choose one of {named}")
     return judges[name]()
+
+
+def check_judge(judge: Judge, source: str) -> None:
+    """That a judge knows the requests of this source.
+
+    Raises:
+        UserError: it is one of the organism's, and they are not.
+    """
+    if judge.name in (ORGANISM, GUILD_REFUSAL) and source != ORGANISM:
+        raise UserError(
+            f"{judge.name} judges the built-in organism's own requests and no others (these are of {source}): "
+            "use --judge refusal (of `fathom judge`: --with refusal)"
+        )
 
 
 # --- options as values ---

@@ -8,18 +8,15 @@ from the same distribution by other draws. `docs/endpoint.md` tells which server
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from fathom.chat import ChatFormat
 from fathom.chat.decoding import shared_start
-from fathom.engine.http import BusyError, ask, check_address, decoded
+from fathom.engine.http import BusyError, Server, Trouble, ask, check_address, decoded, in_flight
 from fathom.engine.rows import Row, check_length, completions, make_rows
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion, Finish
@@ -27,10 +24,7 @@ from fathom.schema import ModelInfo
 
 __all__ = ["WIDTH", "EndpointEngine", "ServedModel", "connect"]
 
-_Kind = TypeVar("_Kind", bound=msgspec.Struct)
 WIDTH = 128  # requests in flight: vLLM runs 128 and more at once, and what a smaller server cannot run it lets wait
-_LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
-_QUIET = 60.0  # seconds without a failure after which the next one is told of anew
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +69,6 @@ class _Cards(msgspec.Struct):
     data: list[_Card]
 
 
-class _Outcome(NamedTuple):
-    row: Row
-    error: BaseException | None
-
-
 @dataclass(frozen=True, eq=False)
 class EndpointEngine:
     """Completes attempts on a server. `model.width` requests are in flight at once; each is tried `tries` times.
@@ -94,7 +83,7 @@ class EndpointEngine:
     timeout: float = 600.0  # seconds; a long answer on a busy server takes minutes
     sleep: Callable[[float], None] = time.sleep
     notify: Callable[[str], None] = _log.warning
-    _trouble: "_Trouble" = field(init=False, repr=False, default_factory=lambda: _Trouble())
+    _trouble: Trouble = field(init=False, repr=False, default_factory=Trouble)
 
     def complete(self, attempts: Sequence[Attempt]) -> Iterator[Completion]:
         """Yield one completion per attempt, each as soon as it is there, in no particular order.
@@ -107,39 +96,11 @@ class EndpointEngine:
         return self._complete(make_rows(attempts))
 
     def _complete(self, rows: list[Row]) -> Iterator[Completion]:
-        """Daemon threads, so that Ctrl-C does not wait for a server that does not answer."""
-        waiting: SimpleQueue[Row] = SimpleQueue()
-        outcomes: SimpleQueue[_Outcome] = SimpleQueue()
-        stopped = threading.Event()
-        for row in rows:
-            waiting.put(row)
-
-        def work() -> None:
-            while not stopped.is_set():
-                try:
-                    row = waiting.get_nowait()
-                except Empty:
-                    return
-                try:
-                    self._run(row)
-                except BaseException as error:  # raised again where the completions are awaited
-                    outcomes.put(_Outcome(row, error))
-                else:
-                    outcomes.put(_Outcome(row, None))
-
-        for _ in range(min(self.model.width, len(rows))):
-            threading.Thread(target=work, name="endpoint", daemon=True).start()
-        try:
-            for _ in rows:
-                outcome = outcomes.get()
-                if outcome.error is not None:
-                    raise outcome.error
-                yield from completions(outcome.row, self.model.chat)
-        finally:
-            stopped.set()
+        for done in in_flight(rows, self._run, self.model.width, "endpoint"):
+            yield from completions(done.item, self.model.chat)
 
     def _run(self, row: Row) -> None:
-        answer = self._ask("completions", _request(row, self.model), _Answer)
+        answer = self._server.ask("completions", _request(row, self.model), _Answer)
         if not answer.choices or answer.choices[0].token_ids is None:
             raise UserError(
                 f"{self.model.url} answers with text and no token ids, so that the answer would not be exact; serve "
@@ -175,47 +136,17 @@ class EndpointEngine:
                 "vLLM max_new_tokens of --override-generation-config), or ask for fewer --max-new-tokens"
             )
 
-    def _ask(self, path: str, content: dict[str, object] | None, kind: type[_Kind]) -> _Kind:
-        """One request and its answer, tried again while the server is busy, away, or restarting."""
-        for tried in range(1, self.tries + 1):
-            try:
-                return decoded(ask(f"{self.model.url}/{path}", content, self.timeout), kind, self.model.url)
-            except BusyError as busy:
-                if tried == self.tries:
-                    raise UserError(
-                        f"{self.model.url}: {busy.reason}; tried {tried} times. What was answered so far is kept: "
-                        "give the same command again when the server is there"
-                    ) from None
-                self._tell(busy, tried)
-                self.sleep(self._wait(busy, tried))
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    def _wait(self, busy: BusyError, tried: int) -> float:
-        """Seconds until the next try."""
-        return min(_LONGEST_WAIT, busy.wait or self.patience * 2 ** (tried - 1))
-
-    def _tell(self, busy: BusyError, tried: int) -> None:
-        """That requests wait, unless it has been said of this trouble: others wait for the same server."""
-        if not self._trouble.begins():
-            return
-        waits = [self._wait(busy, later) for later in range(tried, self.tries)]
-        self.notify(
-            f"{self.model.url}: {busy.reason}; trying again, up to {len(waits)} times over {sum(waits):.0f} seconds"
+    @property
+    def _server(self) -> Server:
+        return Server(
+            self.model.url,
+            tries=self.tries,
+            patience=self.patience,
+            timeout=self.timeout,
+            sleep=self.sleep,
+            notify=self.notify,
+            trouble=self._trouble,
         )
-
-
-@dataclass(eq=False)
-class _Trouble:
-    """When a request last failed, of all threads' requests."""
-
-    last: float | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def begins(self) -> bool:
-        """Whether this failure is the first for a while; it is noted."""
-        with self.lock:
-            before, self.last = self.last, time.monotonic()
-        return before is None or self.last - before > _QUIET
 
 
 def connect(
