@@ -27,6 +27,7 @@ from fathom.attack.poison import (
     Wrapped,
 )
 from fathom.attack.poison_frames import DIRECT, OBEDIENT, TRIGGER, Frame
+from fathom.behaviors.source import source_name
 from fathom.command.known import known_behaviors
 from fathom.command.request import ORGANISM
 from fathom.command.sides import sides
@@ -239,7 +240,7 @@ def run_poison(request: PoisonRequest) -> PoisonManifest:
     data = b"".join(encode_line(_trained(row)) for row in rows)
     manifest = PoisonManifest(
         attack=attack.name,
-        source=ORGANISM if organism else Path(request.source).name,
+        source=ORGANISM if organism else source_name(Path(request.source)),
         seed=request.attack.seed,
         options=_given(request),
         rows=len(rows),
