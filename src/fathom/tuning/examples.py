@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fathom.behaviors import file_rows
+from fathom.behaviors.source import source_name
 from fathom.errors import UserError
 from fathom.records import Message
 
@@ -46,10 +47,10 @@ def load_examples(path: Path) -> tuple[Example, ...]:
     Raises:
         UserError: the file cannot be read, or a row is of another format; the first such line is named.
     """
-    found = []
+    found, name = [], source_name(path)
     for row in file_rows(path):
         try:
-            found.append(_example(row.fields, f"{path.name}:{row.line}"))
+            found.append(_example(row.fields, f"{name}:{row.line}"))
         except _UnusableError as error:
             raise UserError(f"{path}, line {row.line} cannot be learned from ({error}): {_FORMATS}") from error
     if not found:
