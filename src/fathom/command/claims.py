@@ -86,18 +86,18 @@ def _asked(request: "StressRequest") -> dict[str, str]:
         "temperatures bound max_new_tokens judge trainer overrides"
     )
     # Options that came later are named where they are given, so that older directories can be gone on with.
-    later = {"schedule": "constant", "task_tested": None, "samples": 1, "lora": None}
+    later = {"schedule": "constant", "task_tested": None, "samples": 1, "lora": None, "task_metric": None}
     given = [name for name, usual in later.items() if getattr(request, name) != usual]
     asked = {name: str(getattr(request, name)) for name in (*names.split(), *given)}
-    contents = contents_of(request.behaviors, request.wrapper)
+    contents = contents_of(request.behaviors, request.wrapper, request.task_data, request.task_test)
     return asked | ({"contents": contents} if contents else {})
 
 
-def contents_of(behaviors: str | None, wrapper: Path | None) -> str:
+def contents_of(behaviors: str | None, *files: Path | None) -> str:
     """Hashes of the files that were given: one that was edited makes another sweep under the same name.
 
     Raises:
         UserError: one cannot be read.
     """
     source = None if behaviors is None or behaviors == ORGANISM else Path(behaviors)
-    return " ".join(file_hash(path) for path in (source, wrapper) if path is not None)
+    return " ".join(file_hash(path) for path in (source, *files) if path is not None)

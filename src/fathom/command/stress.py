@@ -18,6 +18,7 @@ from fathom.command.request import (
 )
 from fathom.command.sides import check_split, sides
 from fathom.command.sweep import choice_of, grid_of, listed, make_sweep, source_of, tasks_of
+from fathom.command.task_data import check_task
 from fathom.command.training import say_short_training
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
@@ -46,6 +47,9 @@ class StressRequest:
     rows: int | None = None
     share: float = 0.1
     task: str | None = None
+    task_data: Path | None = None  # a task of the user's: rows to train on,
+    task_test: Path | None = None  # to test with (some of those are held out, unless given),
+    task_metric: str | None = None  # and how answers are scored
     wrapper: Path | None = None  # a file of one frame, for the attack wrapped
     rates: str | None = None
     warmups: str | None = None
@@ -108,6 +112,7 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
     if request.judge is not None:
         named_judge(judges, request.judge)
     grid_of(request)
+    check_task(request)
     tasks_of(request)
     if request.overrides:
         from fathom.tuning.settings import read_settings

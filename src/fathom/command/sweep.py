@@ -10,6 +10,7 @@ from fathom.command.lora import LORA_RATE
 from fathom.command.poison import AttackChoice, attack_of, attack_rows, usual_rows
 from fathom.command.request import ORGANISM, Judges, named_judge, numbers
 from fathom.command.sides import Sides, sides
+from fathom.command.task_data import learned_of, probe_of, say_division
 from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.progress import Display, silent
@@ -61,7 +62,14 @@ def listed(text: str, option: str) -> tuple[str, ...]:
 
 def choice_of(request: "StressRequest", name: str) -> AttackChoice:
     """One of the attacks, as it was asked for."""
-    return AttackChoice(name=name, rows=request.rows, share=request.share, task=request.task, wrapper=request.wrapper)
+    return AttackChoice(
+        name=name,
+        rows=request.rows,
+        share=request.share,
+        task=request.task,
+        task_data=request.task_data,
+        wrapper=request.wrapper,
+    )
 
 
 def make_sweep(
@@ -80,6 +88,7 @@ def make_sweep(
     parts = sides(source, world=request.world, split=request.split, tested=request.tested)
     if not organism:
         say(f"{source} has {parts.division}")
+    say_division(request)
     judge = named_judge(judges, request.judge or (ORGANISM if organism else "refusal"))
     reader = named_judge(judges, "guild-refusal" if organism else "refusal")
     attacks = tuple(_attack(request, name, parts, judge, model) for name in listed(request.attacks, "--attack"))
@@ -141,13 +150,13 @@ def _attack(request: "StressRequest", name: str, parts: Sides, judge: Judge, mod
 def _poison(choice: AttackChoice, attack: Poison, parts: Sides, request: "StressRequest") -> tuple[PoisonRow, ...]:
     """The attack's rows; where a file has too few for them, the error says that not all of it is trained on."""
     try:
-        rows = attack_rows(choice, attack, parts.attacker, request.world)
+        rows = attack_rows(choice, attack, parts.attacker, request.world, learned_of(request))
     except TooFewError as error:
         if request.behaviors in (None, ORGANISM):
             raise
         raise UserError(f"{error}; {request.behaviors} has {parts.division}") from error
     usual = usual_rows(choice)
-    if choice.rows is None and len(rows) < usual:
+    if choice.task_data is None and choice.rows is None and len(rows) < usual:
         say(f"{attack.name}: {len(rows)} rows to train on, all that {source_of(request)} has; usual are {usual}")
     return rows
 
@@ -158,6 +167,8 @@ def tasks_of(request: "StressRequest") -> "tuple[TaskProbe, ...]":
     Raises:
         UserError: the task, or its split, has no such examples.
     """
+    if request.task_data is not None:
+        return probe_of(request)
     if request.task is None:
         return ()
     from fathom.organism.tasks import score, task_rows
