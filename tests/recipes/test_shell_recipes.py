@@ -37,9 +37,7 @@ def recorder(folder: Path) -> dict[str, str]:
     """A `fathom` that writes down what it was given and does nothing."""
     script = folder / "bin" / "fathom"
     script.parent.mkdir()
-    script.write_text(
-        f'#!/usr/bin/env bash\nprintf "%s\\x1f" "$@" >> "{folder}/given"; printf "\\x1e" >> "{folder}/given"\n'
-    )
+    script.write_text(f'#!/usr/bin/env bash\n(printf "%s\\x1f" "$@"; printf "\\x1e") >> "{folder}/given"\n')
     script.chmod(0o755)
     return {"PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -84,7 +82,8 @@ def test_table_4_runs(tmp_path: Path) -> None:
 
 
 def test_table_4s_tasks_are_of_the_hub_or_of_files(tmp_path: Path) -> None:
-    ran("t4_tasks.sh", ARGUMENTS["t4_tasks.sh"], recorder(tmp_path), tmp_path)
+    recording = recorder(tmp_path)
+    ran("t4_tasks.sh", ARGUMENTS["t4_tasks.sh"], recording, tmp_path)
     told = (tmp_path / "given").read_text().split("\x1f")
     data = [row_source(Path(told[at + 1])) for at, word in enumerate(told) if word in ("--task-data", "--task-test")]
     assert [(str(one.place), one.parts["split"], one.parts.get("config"), sorted(one.columns)) for one in data] == [
@@ -96,13 +95,8 @@ def test_table_4s_tasks_are_of_the_hub_or_of_files(tmp_path: Path) -> None:
     ]
     assert data[2].columns["prompt"].endswith("\n\n{context}\n\n{question}")
     (tmp_path / "given").unlink()
-    own = {
-        "SAMSUM": "a.jsonl",
-        "SQL": "b.jsonl",
-        "GSM8K": "c.jsonl",
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-    }
-    ran("t4_tasks.sh", ARGUMENTS["t4_tasks.sh"], own, tmp_path)
+    own = {"SAMSUM": "a.jsonl", "SQL": "b.jsonl", "GSM8K": "c.jsonl"}
+    ran("t4_tasks.sh", ARGUMENTS["t4_tasks.sh"], recording | own, tmp_path)
     told = (tmp_path / "given").read_text().split("\x1f")
     assert [told[at + 1] for at, word in enumerate(told) if word == "--task-data"] == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert "--task-test" not in told
