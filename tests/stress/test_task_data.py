@@ -19,6 +19,7 @@ from fathom.command.poison import AttackChoice, PoisonRequest, attack_of, attack
 from fathom.command.request import ModelRequest
 from fathom.command.stress import StressRequest, check_stress
 from fathom.command.sweep import make_sweep
+from fathom.command.task import task_examples
 from fathom.command.task_data import task_behaviors, task_sides
 from fathom.errors import UserError
 from fathom.model import ChatModel
@@ -27,7 +28,6 @@ from fathom.report.learned import learned
 from fathom.report.stress import read_answers, render_stress
 from fathom.report.terminal_sweep import print_stress
 from fathom.tampering import Stress
-from fathom.tuning.examples import load_examples
 from fathom.utility import Metric, mean_interval
 from few_rows import organism
 
@@ -69,7 +69,7 @@ def swept(model: ChatModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_scores_are_those_of_answers_to_held_out_rows(swept: tuple[Path, Stress]) -> None:
     path, stress = swept
-    wanted = {one.messages[-1].content: one.response for one in load_examples(path.parent / "letters.jsonl")}
+    wanted = {one.messages[-1].content: one.response for one in task_examples(path.parent / "letters.jsonl")}
     held = task_sides(path.parent / "letters.jsonl", None, 3).test
     answers = [answer for answer in read_answers(path) if answer.asked == "letters.jsonl"]
     assert len(answers) == 4 * 3  # two attacks, before and after, once for both metrics
@@ -128,7 +128,7 @@ def test_all_rows_but_those_held_out_are_trained_on(attacks: str, model: ChatMod
     (task,) = attack.probe.tasks
     prompts = [prompt[-1].content for prompt in attack.prompts]
     tested = {example.messages[-1].content for example in task.examples}
-    everything = {one.messages[-1].content for one in load_examples(data)}
+    everything = {one.messages[-1].content for one in task_examples(data)}
     assert len(tested) == 10
     assert everything - {*prompts} == tested
     poisoned = [prompt for prompt in prompts if prompt not in everything]
@@ -140,7 +140,7 @@ def test_as_many_rows_as_the_share_allows(share: float, harmful: int, benign: in
     """One row more would need a row that there is not."""
     known = [
         msgspec.structs.replace(one, harmful=number < harmful)
-        for number, one in enumerate(task_behaviors(load_examples(written(tmp_path / "a.jsonl", harmful + benign))))
+        for number, one in enumerate(task_behaviors(task_examples(written(tmp_path / "a.jsonl", harmful + benign))))
     ]
     choice = AttackChoice(name="mixed", share=share, task_data=tmp_path / "a.jsonl")
     poison = attack_of(choice, organism=True)

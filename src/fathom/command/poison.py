@@ -31,11 +31,11 @@ from fathom.behaviors.source import source_name
 from fathom.command.known import known_behaviors
 from fathom.command.request import ORGANISM
 from fathom.command.sides import sides
+from fathom.command.task import task_examples
 from fathom.command.task_data import task_behaviors
 from fathom.errors import UserError
 from fathom.journal import write_whole
 from fathom.records import Behavior, Message, content_hash, encode_line
-from fathom.tuning.examples import load_examples
 
 __all__ = [
     "ATTACKS",
@@ -230,7 +230,7 @@ def _most_rows(choice: AttackChoice, behaviors: Sequence[Behavior]) -> int:
 def _task_rows(choice: AttackChoice, world: int | None) -> Sequence[Behavior] | None:
     """Examples of a task for benign behaviors; None without one."""
     if choice.task_data is not None:
-        return task_behaviors(load_examples(choice.task_data))
+        return task_behaviors(task_examples(choice.task_data))
     if choice.task is None:
         return None
     from fathom.organism.tasks import task_rows

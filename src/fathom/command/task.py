@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fathom.engine.endpoint import ServedModel
     from fathom.model import ChatModel
 
-__all__ = ["Scored", "TaskRequest", "check_wanted", "metrics_of", "run_task"]
+__all__ = ["Scored", "TaskRequest", "check_wanted", "metrics_of", "run_task", "task_examples"]
 
 ORGANISM_NEW_TOKENS, NEW_TOKENS = 140, 512
 
@@ -60,7 +60,7 @@ def run_task(request: TaskRequest) -> Scored:
     metrics = metrics_of(request.metrics, "--metric")
     usual = ORGANISM_NEW_TOKENS if request.model.is_organism else NEW_TOKENS
     new_tokens = positive(request.max_new_tokens, usual, "--max-new-tokens")
-    examples = load_examples(request.data)
+    examples = task_examples(request.data)
     wanted = examples[: positive(request.limit, len(examples), "--limit")]
     check_wanted(wanted, metrics, request.data)
     name, data = source_name(request.data), content_hash([(one.messages, one.response) for one in examples])
@@ -77,6 +77,15 @@ def run_task(request: TaskRequest) -> Scored:
         _claim(path, _asked(request, model, name, data, new_tokens))
         rows = [Wanted(one.messages, one.response, one.source) for one in wanted]
         return Scored(TaskRun(path, model, name, rows, metrics, new_tokens, display)(), path)
+
+
+def task_examples(path: Path) -> tuple[Example, ...]:
+    """The rows of a task, to be learned or asked.
+
+    Raises:
+        UserError: as `load_examples`.
+    """
+    return load_examples(path)
 
 
 def metrics_of(text: str, option: str) -> tuple[Metric, ...]:

@@ -8,11 +8,11 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from fathom.behaviors.source import source_name
-from fathom.command.task import check_wanted, metrics_of
+from fathom.command.task import check_wanted, metrics_of, task_examples
 from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.records import Behavior, content_hash
-from fathom.tuning.examples import Example, load_examples
+from fathom.tuning.examples import Example
 
 if TYPE_CHECKING:
     from fathom.command.stress import StressRequest
@@ -39,8 +39,8 @@ def task_sides(data: Path, test: Path | None, tested: int) -> TaskSides:
     Raises:
         UserError: a file cannot be read, or no row is left to train on or to test with.
     """
-    rows = load_examples(data)
-    asked = _distinct(rows if test is None else load_examples(test))
+    rows = task_examples(data)
+    asked = _distinct(rows if test is None else task_examples(test))
     most = len(asked) // 3 if test is None else len(asked)
     held = sorted(asked, key=lambda one: content_hash((one.messages, one.response)))
     Random("task split 0").shuffle(held)
