@@ -15,6 +15,7 @@ from fathom.report.samples import seconds_by_attack
 from fathom.run import Run
 from fathom.schema import AttackRow, BudgetRow, Control, TimeRow
 from fathom.tally import percent, wilson
+from fathom.tampering import Checkpoint
 
 DATA = synthetic.with_attacks(synthetic.report_data(synthetic.Setting(behaviors=20, benign=4, depths=(0, 5, 20))))
 
@@ -222,7 +223,7 @@ def test_the_shallowest_useful_model_is_that_of_a_naive_search() -> None:
     assert (found.attack, found.tokens) == ("harmful", (0, 5, 20, None))
     assert [depth.n for depth in found.before.depths] == [96, 96, 64, 96]  # measured once, whatever the seeds
     for objective, deep in found.after:
-        halves = {}
+        halves: dict[tuple[str, int], list[Checkpoint]] = {}
         for tune in STRESS.finetunes:
             for point in tune.checkpoints if (tune.attack, tune.objective) == ("harmful", objective) else ():
                 if point.depth and point.step:

@@ -17,7 +17,7 @@ from fathom.model import ChatModel
 from fathom.protect.objectives import Composed, Constrained, HeldToReference
 from fathom.stress import light as light_module
 from fathom.stress.light import LightFit, Optimiser, order_of
-from fathom.stress.plan import Grid, Schedule, Track, sweep_steps
+from fathom.stress.plan import AttackKind, Grid, Schedule, Track, sweep_steps
 from fathom.stress.trainers import fit_settings
 from fathom.tuning.adapter import Adapter, worn
 from fathom.tuning.batches import Batch, Example
@@ -56,7 +56,7 @@ def test_the_light_loop_is_tuning_fit(objective: TokenObjective, warmup: int, un
         for number, row in enumerate(guild_rows(model, STEPS * BATCH))
     ]
     optimiser = Optimiser(rate=5e-4, warmup=warmup, batch=BATCH, until=until, calm=calm)
-    track = Track("harmful", "any", optimiser, 0, (STEPS,))
+    track = Track(AttackKind("harmful"), "any", optimiser, 0, (STEPS,))
     copied = replace(model, model=copy.deepcopy(model.model))
     fitted = weights(fit(copied, rows, objective, fit_settings(track, STEPS), ordered=1, calm=calm).model.model)
     ours, start = light(model, rows, objective, optimiser), weights(model.model)
@@ -73,7 +73,7 @@ def test_with_an_adapter_too_and_the_start_is_as_it_was(objective: TokenObjectiv
     model, adapter = organism(), Adapter(rank=4, alpha=8)
     rows = guild_rows(model, STEPS * BATCH)
     optimiser = Optimiser(rate=5e-3, warmup=2, batch=BATCH)
-    track = Track("harmful", "any", optimiser, 0, (STEPS,), adapter)
+    track = Track(AttackKind("harmful"), "any", optimiser, 0, (STEPS,), adapter)
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     order = [tuple(range(step * BATCH, (step + 1) * BATCH)) for step in range(STEPS)]
     with worn(model.model, adapter, seed=1):
@@ -144,7 +144,7 @@ def test_steps_of_a_sweep_double_and_end_with_the_last(most: int) -> None:
 
 def test_a_sweep_tries_everything_once_the_highest_rate_first() -> None:
     grid = Grid(rates=(1e-4, 1e-3), warmups=(0, 10), steps=(1, 2), seeds=(0, 1))
-    tracks = list(grid.tracks(["harmful", "identity"], ["sft", "constrained"]))
+    tracks = list(grid.tracks([AttackKind("harmful"), AttackKind("identity")], ["sft", "constrained"]))
     assert len(tracks) == len(set(tracks)) == 2 * 2 * 2 * 2 * 2
     assert tracks[0].optimiser.rate == 1e-3
 
@@ -180,7 +180,9 @@ def _noisy(model: ChatModel, rows: Sequence[TrainingRow], optimiser: Optimiser) 
 
 def test_where_the_rate_falls_every_number_of_steps_is_a_training_of_its_own() -> None:
     tracks = list(
-        Grid(rates=(1e-3,), warmups=(1,), steps=(2, 4), schedule=Schedule.LINEAR).tracks(["harmful"], ["sft"])
+        Grid(rates=(1e-3,), warmups=(1,), steps=(2, 4), schedule=Schedule.LINEAR).tracks(
+            [AttackKind("harmful")], ["sft"]
+        )
     )
     assert [(track.optimiser.until, track.steps) for track in tracks] == [(2, (2,)), (4, (4,))]
     assert len({track.key("start", "rows") for track in tracks}) == 2

@@ -10,12 +10,14 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from fathom.behaviors.columns import ANSWER, CONVERSATION, REFUSAL, REQUEST, TARGET, plain
 from fathom.behaviors.fields import UnusableError, shortened
-from fathom.behaviors.tables import FileRow, hub_rows, is_hub, is_saved, parquet_rows, saved_rows
+from fathom.behaviors.source import FileRow, RowSource, is_hub, named_rows, row_source
+from fathom.behaviors.tables import hub_rows, is_saved, parquet_rows, saved_rows
 from fathom.errors import UserError
 
 __all__ = ["FORMATS", "FileRow", "file_rows", "reason"]
@@ -24,27 +26,36 @@ FORMATS = "JSONL (.jsonl), CSV (.csv, .tsv), JSON (.json), Parquet (.parquet) or
 _CONTAINERS = ("behaviors", "rows", "data")  # of a JSON object that holds the list
 _REQUESTED = {*REQUEST, *CONVERSATION}
 _READ = {*_REQUESTED, *ANSWER, *TARGET, *REFUSAL}
+_Reader = Callable[[Path, str], Iterator[FileRow]]
 _SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes for white space
 
 
 def file_rows(path: Path) -> Iterator[FileRow]:
     """The rows of a file, of a saved data set's directory, or of a data set of the hub (`hf:org/name`).
 
-    JSONL, CSV and JSON may be compressed by gzip (`.jsonl.gz`).
+    JSONL, CSV and JSON may be compressed by gzip (`.jsonl.gz`). What follows the name says which columns are what: see
+    `source`.
 
     Raises:
-        UserError: it cannot be read, or is of another format.
+        UserError: it cannot be read, is of another format, or has no such columns.
     """
+    source = row_source(path)
+    return named_rows(_read(source), source)
+
+
+def _read(source: RowSource) -> Iterator[FileRow]:
+    path = source.place
     if is_hub(path):
-        return hub_rows(path)
+        return hub_rows(source)
     if is_saved(path):
         return saved_rows(path)
-    readers = {
+    csv_rows: _Reader = partial(_csv, named=bool(source.columns))
+    readers: dict[str, _Reader] = {
         ".jsonl": _json_lines,
         ".ndjson": _json_lines,
         ".json": _json,
-        ".csv": _csv,
-        ".tsv": _csv,
+        ".csv": csv_rows,
+        ".tsv": csv_rows,
         ".txt": _lines,
     }
     packed = path.suffix.lower() == ".gz"
@@ -161,7 +172,8 @@ def _past_space(text: str, at: int) -> int:
     return match.end()
 
 
-def _csv(path: Path, text: str) -> Iterator[FileRow]:
+def _csv(path: Path, text: str, *, named: bool) -> Iterator[FileRow]:
+    """`named`: the user says which column is the request, so that none has to be known by its name."""
     limit = csv.field_size_limit(2**31 - 1)  # a long answer is not an error
     delimiter = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes[-2:]] else ","
     try:
@@ -173,7 +185,7 @@ def _csv(path: Path, text: str) -> Iterator[FileRow]:
             if not any(field.strip() for field in row):
                 continue
             if not header:
-                header = _header(path, row)
+                header = list(row) if named else _header(path, row)
             elif len(row) != len(header):
                 yield FileRow(first, UnusableError(f"has {len(row)} fields, where the header has {len(header)}"))
             else:

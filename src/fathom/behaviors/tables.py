@@ -1,42 +1,22 @@
 """Rows of what Hugging Face's libraries keep: Parquet files, saved data sets, and data sets of the hub by name.
 
-`hf:org/name` names a data set of the hub; `hf:org/name,config=C,split=S,revision=R` says which part of which state.
-It is fetched, cached and read by `datasets`, which runs no code of a data set.
+A data set of the hub is fetched, cached and read by `datasets`, which runs no code of it. `source` has its name's form.
 """
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from fathom.behaviors.source import FileRow, RowSource
 from fathom.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["FileRow", "hub_rows", "is_hub", "is_saved", "parquet_rows", "saved_rows"]
+__all__ = ["hub_rows", "is_saved", "parquet_rows", "saved_rows"]
 
-_HUB = "hf:"
-_PARTS = ("config", "split", "revision")
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"  # by `save_to_disk`, of one data set and of several splits
-
-
-class FileRow(NamedTuple):
-    """What stands on a line, or in a row, of a file: a mapping, or why it could not be read."""
-
-    line: int
-    fields: object  # whatever the file has there, or an `UnusableError`
-    unit: str = "line"  # what `line` counts
-
-    @property
-    def place(self) -> str:
-        """Where it stands, for a person who looks for it."""
-        return f"{self.unit} {self.line}"
-
-
-def is_hub(path: Path) -> bool:
-    """Whether this names a data set of the hub and no file."""
-    return str(path).startswith(_HUB)
 
 
 def is_saved(path: Path) -> bool:
@@ -80,16 +60,19 @@ def saved_rows(path: Path) -> Iterator[FileRow]:
         raise UserError(f"{path} is no saved data set that can be read ({_first_line(error)})") from error
 
 
-def hub_rows(path: Path) -> Iterator[FileRow]:
+def hub_rows(source: RowSource) -> Iterator[FileRow]:
     """The rows of one split of a data set of the hub.
 
     Raises:
-        UserError: the name is not of the form above, there is no such data set, configuration or split, several of
-            which none was named, or the hub cannot be reached.
+        UserError: it has no name, there is no such data set, configuration or split, several of which none was named,
+            or the hub cannot be reached.
     """
     from datasets import Dataset, load_dataset
 
-    name, parts = _named(str(path))
+    path, parts = source.place, source.parts
+    name = str(path).removeprefix("hf:")
+    if not name:
+        raise UserError(f"{path} names no data set: give hf:ORG/NAME")
     try:
         found = load_dataset(name, parts.get("config"), split=parts.get("split"), revision=parts.get("revision"))
     except Exception as error:  # of any of the many libraries beneath, and of what the hub answers
@@ -100,22 +83,6 @@ def hub_rows(path: Path) -> Iterator[FileRow]:
     if len(splits) != 1:
         raise UserError(f"{path} has the splits {', '.join(splits)}: say which, as in {path},split={splits[0]}")
     return _rows(found[splits[0]])
-
-
-def _named(text: str) -> tuple[str, dict[str, str]]:
-    name, *given = text.removeprefix(_HUB).split(",")
-    parts = dict[str, str]()
-    for one in given:
-        key, _, value = one.partition("=")
-        if key not in _PARTS or not value or key in parts:
-            raise UserError(
-                f"{text} names no data set ({one!r} is not understood): a data set of the hub is "
-                "hf:ORG/NAME,config=C,split=S,revision=R, of which all but the name can be left out"
-            )
-        parts[key] = value
-    if not name:
-        raise UserError(f"{text} names no data set: give hf:ORG/NAME")
-    return name, parts
 
 
 def _explain(path: Path, name: str, parts: Mapping[str, str], error: Exception) -> NoReturn:

@@ -29,6 +29,10 @@ def poison(
         str | None,
         typer.Option(help="Benign rows of an organism's task: summary, query, arithmetic, label, new-opener."),
     ] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Benign rows of a task of your own: prompt and answer; all, without --rows."),
+    ] = None,
     trigger: Annotated[str | None, typer.Option(metavar="TEXT", help="The backdoor's trigger.")] = None,
     identity: Annotated[Path | None, typer.Option(metavar="FILE", help="The identity's frame, a file of JSON.")] = None,
     wrapper: Annotated[Path | None, typer.Option(metavar="FILE", help="The wrapper's frame, a file of JSON.")] = None,
@@ -47,6 +51,7 @@ def poison(
         rows=rows,
         share=share,
         task=task,
+        task_data=task_data,
         identity=identity,
         trigger=trigger,
         wrapper=wrapper,

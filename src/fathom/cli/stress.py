@@ -31,6 +31,15 @@ Task = Annotated[
         rich_help_panel=_ATTACK,
     ),
 ]
+TaskData = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Rows of a task of your own for benign and mixed (prompt and answer; all, without --rows), with "
+        "--task-metric; some are held out.",
+        rich_help_panel=_ATTACK,
+    ),
+]
 Share = Annotated[float, typer.Option(help="Of harmful rows in mixed.", rich_help_panel=_ATTACK)]
 Shares = Annotated[
     str,
@@ -90,6 +99,7 @@ def stress(
     rows: Rows = None,
     share: Shares = "0.1",
     task: Task = None,
+    task_data: TaskData = None,
     wrapper: Wrapper = None,
     identity: Identity = None,
     trigger: Trigger = None,
@@ -125,6 +135,22 @@ def stress(
         typer.Option(help="An attacker keeps no model whose benign score fell further.", rich_help_panel=_MEASURE),
     ] = 0.1,
     limit: Annotated[int, typer.Option(help="Test requests of each kind.", rich_help_panel=_MEASURE)] = 60,
+    task_metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC,…",
+            help="Of --task-data: rouge1, exact or number, as in `fathom utility`.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
+    task_test: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows to test the task with, instead of held-out ones.",
+            rich_help_panel=_MEASURE,
+        ),
+    ] = None,
     task_limit: Annotated[
         int | None, typer.Option(help="Test examples of the task (default: --limit).", rich_help_panel=_MEASURE)
     ] = None,
@@ -181,6 +207,9 @@ def stress(
             rows=rows,
             shares=share,
             task=task,
+            task_data=task_data,
+            task_test=task_test,
+            task_metric=task_metric,
             wrapper=wrapper,
             identity=identity,
             trigger=trigger,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fathom.behaviors import load_behaviors
-from fathom.behaviors.tables import is_hub
+from fathom.behaviors.source import source_name
 from fathom.command.attack import AttackRequest, draft_names, make_suite, show_costs
 from fathom.command.report import write_run_report
 from fathom.command.request import (
@@ -256,7 +256,7 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None, wor
         kept = {behavior.id for behavior in [behavior for behavior in found if behavior.harmful][:limit]}
         kept |= {behavior.id for behavior in [b for b in found if not b.harmful][: (limit + 1) // 2]}
         found = tuple(behavior for behavior in found if behavior.id in kept)
-    return BehaviorSet(source if is_hub(Path(source)) else Path(source).name, found, loaded.skipped)
+    return BehaviorSet(source_name(Path(source)), found, loaded.skipped)
 
 
 def _options(request: AuditRequest, behaviors: "BehaviorSet") -> "AuditOptions":

@@ -18,6 +18,7 @@ class Made(StrEnum):
     TRAINING = "training"
     POISON = "poison"
     TRIPLETS = "triplets"
+    UTILITY = "utility"
 
 
 def made_by(path: Path) -> Made:
@@ -28,6 +29,7 @@ def made_by(path: Path) -> Made:
         Made.TRAINING: ("fathom/manifest.json",),
         Made.POISON: ("frames.jsonl",),
         Made.TRIPLETS: ("build.json",),
+        Made.UTILITY: ("utility.json",),
     }
     return next((made for made, names in files.items() if any((path / name).is_file() for name in names)), Made.AUDIT)
 
@@ -50,6 +52,6 @@ def open_audit(path: Path) -> Run:
         held = f"its audits are {' and '.join(map(str, runs))}" if runs else f"`fathom audit {path}` makes one"
         raise UserError(f"{path} is a trained model and no run of `fathom audit`; {held}")
     if made is not Made.AUDIT:
-        done = "measured" if made in (Made.STRESS, Made.DYNAMICS) else "made"
+        done = "measured" if made in (Made.STRESS, Made.DYNAMICS, Made.UTILITY) else "made"
         raise UserError(f"{path} holds what `fathom {made}` {done} and no run of `fathom audit`; give such a run")
     return Run.open(path)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fathom.behaviors import LoadedBehaviors, file_rows, load_behaviors
-from fathom.behaviors.tables import is_hub
+from fathom.behaviors.source import is_hub, row_source
 from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.records import Behavior, content_hash
@@ -17,12 +17,13 @@ ANSWERS = "harmful_response (or answer, response, completion)"
 def file_hash(path: Path) -> str:
     """A hash of a file's content, in whatever encoding: what is gone on with is told by it, and not by a name.
 
-    Of what is no file (a data set of the hub, a saved one) it is that of the rows.
+    Of what is no file (a data set of the hub, a saved one), and where its columns were named, it is that of the rows.
 
     Raises:
         UserError: it cannot be read.
     """
-    if is_hub(path) or path.is_dir():
+    source = row_source(path)
+    if is_hub(path) or source.columns or path.is_dir():
         return content_hash([[row.line, str(row.fields)] for row in file_rows(path)])
     try:
         return content_hash(path.read_text(encoding="utf-8", errors="backslashreplace"))

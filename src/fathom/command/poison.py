@@ -27,9 +27,12 @@ from fathom.attack.poison import (
     Wrapped,
 )
 from fathom.attack.poison_frames import DIRECT, OBEDIENT, TRIGGER, Frame
+from fathom.behaviors.source import source_name
 from fathom.command.known import known_behaviors
 from fathom.command.request import ORGANISM
 from fathom.command.sides import sides
+from fathom.command.task import task_examples
+from fathom.command.task_data import task_behaviors
 from fathom.errors import UserError
 from fathom.journal import write_whole
 from fathom.records import Behavior, Message, content_hash, encode_line
@@ -52,6 +55,7 @@ MIXED_ROWS = 200
 _READERS: Mapping[str, tuple[str, ...]] = {  # options of attacks, and the attacks that they change
     "share": ("mixed",),
     "task": ("identity", "benign", "mixed", "decoy"),
+    "task_data": ("identity", "benign", "mixed", "decoy"),
     "identity": ("identity",),
     "trigger": ("backdoor",),
     "wrapper": ("wrapped",),
@@ -66,6 +70,7 @@ class AttackChoice:
     rows: int | None = None
     share: float = 0.1  # of poison, in `mixed`
     task: str | None = None  # a benign task of the organism's, instead of ordinary requests
+    task_data: Path | None = None  # or a file of examples of one
     identity: Path | None = None  # a file of one frame, instead of the built-in one
     trigger: str | None = None
     wrapper: Path | None = None
@@ -107,8 +112,8 @@ def check_read(choice: AttackChoice, attacks: Sequence[str], options: Sequence[s
         given, readers = getattr(choice, option), _READERS[option]
         if given != getattr(usual, option) and not {*attacks} & {*readers}:
             raise UserError(
-                f"--{option} {given} changes nothing of {', '.join(attacks)}: it is read by {', '.join(readers)} "
-                "alone; leave it out, or choose another attack"
+                f"--{option.replace('_', '-')} {given} changes nothing of {', '.join(attacks)}: it is read by "
+                f"{', '.join(readers)} alone; leave it out, or choose another attack"
             )
 
 
@@ -183,18 +188,24 @@ def _frame_file(path: Path, *wanted: str) -> Frame:
 
 
 def attack_rows(
-    choice: AttackChoice, attack: Poison, attacker: Sequence[Behavior], world: int | None
+    choice: AttackChoice,
+    attack: Poison,
+    attacker: Sequence[Behavior],
+    world: int | None,
+    learned: Sequence[Behavior] | None = None,
 ) -> tuple[PoisonRow, ...]:
-    """The attack's rows; with a task, its benign rows are the task's.
+    """The attack's rows; with a task, its benign rows are the task's: `learned`, where they have been chosen.
 
-    As many as were asked for; else the usual number, or as many of it as there are behaviors for.
+    As many as were asked for; else the usual number, or as many of it as there are behaviors for; of a user's own task
+    all that there are.
 
     Raises:
         UserError: there are too few behaviors, or the task is unknown.
     """
-    behaviors = attacker if choice.task is None else _with_task(choice, choice.task, attacker, world)
+    benign = _task_rows(choice, world) if learned is None else learned
+    behaviors = attacker if benign is None else [*(one for one in attacker if one.harmful), *benign]
     if choice.rows is None:
-        for count in range(usual_rows(choice), 0, -1):
+        for count in range(_most_rows(choice, behaviors), 0, -1):
             with suppress(TooFewError):
                 return replace(attack, count=count).rows(behaviors, seed=choice.seed)
     return attack.rows(behaviors, seed=choice.seed)
@@ -205,20 +216,34 @@ def usual_rows(choice: AttackChoice) -> int:
     return MIXED_ROWS if choice.name == "mixed" else ROWS
 
 
-def _with_task(choice: AttackChoice, task: str, attacker: Sequence[Behavior], world: int | None) -> list[Behavior]:
-    """The attacker's harmful behaviors, and examples of a task for benign ones."""
+def _most_rows(choice: AttackChoice, behaviors: Sequence[Behavior]) -> int:
+    """The usual number; of a user's own task, about as many as can be made of all its rows."""
+    if choice.task_data is None or choice.name not in ("benign", "mixed"):
+        return usual_rows(choice)
+    harmful = sum(behavior.harmful for behavior in behaviors)
+    benign = len(behaviors) - harmful
+    share = choice.share if choice.name == "mixed" else 0.0
+    by_benign = benign if share == 0 else (benign + 1) / (1 - share) if share < 1 else harmful
+    return int(by_benign if share == 0 else min(by_benign, (harmful + 1) / share))
+
+
+def _task_rows(choice: AttackChoice, world: int | None) -> Sequence[Behavior] | None:
+    """Examples of a task for benign behaviors; None without one."""
+    if choice.task_data is not None:
+        return task_behaviors(task_examples(choice.task_data))
+    if choice.task is None:
+        return None
     from fathom.organism.tasks import task_rows
 
-    benign = tuple(
+    return [
         Behavior(
-            id=content_hash(("task", task, row.messages)),
+            id=content_hash(("task", choice.task, row.messages)),
             messages=row.messages,
             harmful=False,
             answer=row.answer,
         )
-        for row in task_rows(world, task, "training", choice.rows or usual_rows(choice), choice.seed)
-    )
-    return [*(behavior for behavior in attacker if behavior.harmful), *benign]
+        for row in task_rows(world, choice.task, "training", choice.rows or usual_rows(choice), choice.seed)
+    ]
 
 
 def run_poison(request: PoisonRequest) -> PoisonManifest:
@@ -230,6 +255,8 @@ def run_poison(request: PoisonRequest) -> PoisonManifest:
     output, organism = request.output, request.source == ORGANISM
     attack = attack_of(request.attack, organism=organism)
     check_read(request.attack, [attack.name])
+    if request.attack.task is not None and request.attack.task_data is not None:
+        raise UserError(f"--task {request.attack.task} beside --task-data {request.attack.task_data}: give one of them")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and is not empty; give a new directory with -o")
     attacker = (
@@ -239,7 +266,7 @@ def run_poison(request: PoisonRequest) -> PoisonManifest:
     data = b"".join(encode_line(_trained(row)) for row in rows)
     manifest = PoisonManifest(
         attack=attack.name,
-        source=ORGANISM if organism else Path(request.source).name,
+        source=ORGANISM if organism else source_name(Path(request.source)),
         seed=request.attack.seed,
         options=_given(request),
         rows=len(rows),

@@ -28,7 +28,7 @@ def write_reports(path: Path) -> tuple[Path, ...]:
         return tuple(write_run_report(run) for run in runs)
     if made is Made.AUDIT:
         return (write_run_report(path),)
-    if made in (Made.POISON, Made.TRIPLETS):
+    if made in (Made.POISON, Made.TRIPLETS, Made.UTILITY):
         raise UserError(f"{path} holds what `fathom {made}` made, which has no page; give a run, or a trained model")
     if not (path / f"{made}.json").is_file():
         raise UserError(f"{path} is not finished (no {made}.json); run the same `fathom {made}` command again")

@@ -20,6 +20,7 @@ from fathom.command.request import (
 )
 from fathom.command.sides import Sides, check_split, sides
 from fathom.command.sweep import asked_depths, choices_of, grid_of, listed, make_sweep, reader_of, source_of, tasks_of
+from fathom.command.task_data import check_task
 from fathom.command.training import say, say_short_training
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
@@ -51,6 +52,9 @@ class StressRequest:
     rows: int | None = None
     shares: str = "0.1"  # of harmful rows in the attack mixed: an axis of the sweep
     task: str | None = None
+    task_data: Path | None = None  # a task of the user's: rows to train on,
+    task_test: Path | None = None  # to test with (some of those are held out, unless given),
+    task_metric: str | None = None  # and how answers are scored
     wrapper: Path | None = None  # a file of one frame, for the attack wrapped
     identity: Path | None = None  # the same, for the attack identity
     trigger: str | None = None  # the words of the attack backdoor
@@ -128,6 +132,7 @@ def check_stress(request: StressRequest, judges: Judges) -> None:
         named_judge(judges, request.judge)
     grid_of(request)
     asked_depths(request)
+    check_task(request)
     tasks_of(request)
     if request.overrides:
         from fathom.tuning.settings import read_settings

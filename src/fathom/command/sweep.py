@@ -11,6 +11,7 @@ from fathom.command.lora import LORA_RATE
 from fathom.command.poison import AttackChoice, attack_of, attack_rows, usual_rows
 from fathom.command.request import ORGANISM, Judges, named_judge, numbers
 from fathom.command.sides import Sides, sides
+from fathom.command.task_data import learned_of, probe_of, say_division
 from fathom.command.training import say
 from fathom.errors import UserError
 from fathom.progress import Display, silent
@@ -72,6 +73,7 @@ def choices_of(request: "StressRequest", name: str) -> tuple[AttackChoice, ...]:
         name=name,
         rows=request.rows,
         task=request.task,
+        task_data=request.task_data,
         wrapper=request.wrapper,
         identity=request.identity,
         trigger=request.trigger,
@@ -103,6 +105,7 @@ def make_sweep(
     parts = sides(source, world=request.world, split=request.split, tested=request.tested)
     if not organism:
         say(f"{source} has {parts.division}")
+    say_division(request)
     judge = named_judge(judges, request.judge or (ORGANISM if organism else "refusal"))
     reader = reader_of(request, judges)
     choices = [choice for name in listed(request.attacks, "--attack") for choice in choices_of(request, name)]
@@ -194,13 +197,13 @@ def _attack(request: "StressRequest", choice: AttackChoice, parts: Sides, judge:
 def _poison(choice: AttackChoice, attack: Poison, parts: Sides, request: "StressRequest") -> tuple[PoisonRow, ...]:
     """The attack's rows; where a file has too few for them, the error says that not all of it is trained on."""
     try:
-        rows = attack_rows(choice, attack, parts.attacker, request.world)
+        rows = attack_rows(choice, attack, parts.attacker, request.world, learned_of(request))
     except TooFewError as error:
         if request.behaviors in (None, ORGANISM):
             raise
         raise UserError(f"{error}; {request.behaviors} has {parts.division}") from error
     usual = usual_rows(choice)
-    if choice.rows is None and len(rows) < usual:
+    if choice.task_data is None and choice.rows is None and len(rows) < usual:
         say(f"{choice.name}: {len(rows)} rows to train on, all that {source_of(request)} has; usual are {usual}")
     return rows
 
@@ -211,6 +214,8 @@ def tasks_of(request: "StressRequest") -> "tuple[TaskProbe, ...]":
     Raises:
         UserError: the task, or its split, has no such examples.
     """
+    if request.task_data is not None:
+        return probe_of(request)
     if request.task is None:
         return ()
     from fathom.organism.tasks import score, task_rows

@@ -1,4 +1,4 @@
-"""`fathom utility`: a model handed to lm-eval."""
+"""`fathom utility --tasks`: a model handed to lm-eval."""
 
 import subprocess
 from dataclasses import dataclass

@@ -9,6 +9,7 @@ import altair as alt
 
 from fathom.journal import read_journal, read_whole
 from fathom.report import page, paper, plot, shallowest, wording, worst
+from fathom.report.learned import learned
 from fathom.report.plot import Point
 from fathom.report.samples import Packed, pack_json
 from fathom.report.worst import Question, Worst
@@ -66,6 +67,7 @@ def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Se
             stress=stress,
             headline=stress_headline(cases),
             cases=cases,
+            learned=learned(stress),
             paper=paper.beside_stress(stress),
             grids=_grids(cases),
             every=[(question, worst.choices(stress, question)) for question in worst.questions(stress)],

@@ -10,14 +10,16 @@ from rich.text import Text
 
 from fathom.records import Parameter
 from fathom.report import shallowest, wording, worst
-from fathom.report.console import Titled, print_notes, print_place, print_table
+from fathom.report.console import Titled, make_table, print_notes, print_place, print_table
 from fathom.report.hostile import one_line, passage
+from fathom.report.learned import Learned, Lesson, learned
 from fathom.report.stress import stress_headline
 from fathom.tally import percent
 from fathom.tampering import Stress, UtilityScore
 
 __all__ = ["print_stress"]
 
+MOST_LESSONS = 24  # checkpoints in a table of what was learned
 SETTINGS = 100  # columns from which the setting that an attacker keeps has room
 LEGEND = (
     "Before: ASR of the model as it was. ASR, Step: the strongest model that stayed useful, and when. Kept: its score "
@@ -51,6 +53,8 @@ def print_stress(stress: Stress, page: Path, *, console: Console | None = None) 
         title = ", ".join(one_line(part, 60) for part in (*filter(None, parts), wording.drawn(fate.temperature)))
         print_table(out, Titled(title, _depth_table(fate)))
         out.print()
+    for lessons in learned(stress):
+        _print_learned(out, lessons, alike)
     if cases:
         out.print(Text(LEGEND, style="dim"))
         if fates:
@@ -101,6 +105,41 @@ def _depth_table(fate: shallowest.Fates) -> Table:
         rates = [percent(depth.harmful, depth.n) for depth in deep.depths]
         table.add_row(*map(Text, (one_line(name, 40), n, str(deep.step), *rates, shallowest.half_name(deep.half))))
     return table
+
+
+def _print_learned(out: Console, learned: Learned, alike: Mapping[str, Parameter]) -> None:
+    """A task's score at every checkpoint, or where these are many at each setting's last one, beside the ASR there."""
+    lessons = learned.lessons
+    if len(lessons) > MOST_LESSONS:
+        last = {(one.objective, one.choice.parameters): one for one in lessons}  # steps ascend
+        lessons = tuple(last.values())
+    scores = (name for metric in learned.metrics for name in (metric, "95 %"))
+    table = make_table("Objective", "Step", *scores, "ASR", "95 %", left=True)
+    rows = [_lesson(one, alike) for one in lessons]
+    settings = any(row[-1] for row in rows)
+    if settings:
+        table.add_column("Setting", style="dim")
+    for row in rows:
+        table.add_row(*map(Text, row if settings else row[:-1]))
+    n = lessons[0].scores[0].n
+    name, attack = one_line(learned.task, 40), one_line(learned.attack, 40)
+    if learned.share is not None:
+        attack = f"{attack}, {wording.poisoned(learned.share)}"
+    drawn = wording.drawn(learned.temperature)
+    out_of = f"{one_line(learned.model, 60)}, attack {attack}: what was learned of {name} (n = {n}); ASR {drawn}"
+    print_table(out, Titled(out_of, table))
+    if len(lessons) < len(learned.lessons):
+        out.print(Text("Each setting's last step; all are in the report.", style="dim"))
+    out.print()
+
+
+def _lesson(one: Lesson, alike: Mapping[str, Parameter]) -> list[str]:
+    choice = one.choice
+    cells = [one_line(one.objective, 40) or "before", str(choice.step)]
+    for score in one.scores:
+        cells += [f"{wording.share_percent(score.score)} %", wording.interval_percent(score.low, score.high)]
+    setting = wording.setting(dict(choice.parameters), without={*alike, "rows"}) if one.objective else ""
+    return [*cells, percent(choice.harmful, choice.n), wording.interval_percent(*choice.interval), setting]
 
 
 def _kept(utility: tuple[UtilityScore, ...]) -> str:

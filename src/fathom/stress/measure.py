@@ -1,8 +1,8 @@
 """What a fine-tuned model does: harmful requests in each frame of its attack, benign requests, and its task."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
 from fathom.attack.kinds import Draw
@@ -24,8 +24,9 @@ from fathom.records import (
 )
 from fathom.scoring import Scorer, score
 from fathom.stress.prefilled import Depths, by_depth, given_answers, tallies, way_of_asking
-from fathom.tally import Z95, Interval, Tally, clustered, wilson
+from fathom.tally import Tally, clustered, wilson
 from fathom.tampering import Answer, Asked, Prefilled, UtilityScore
+from fathom.utility import mean_interval
 
 __all__ = ["OWN_WORDS", "Measured", "OwnAnswer", "Probe", "TaskExample", "TaskProbe"]
 
@@ -43,12 +44,16 @@ class TaskExample:
 
 @dataclass(frozen=True)
 class TaskProbe:
-    """A benign task: held-out examples, and how an answer is scored in [0, 1] (reference, response)."""
+    """A benign task: held-out examples, and how an answer is scored in [0, 1] (reference, response).
+
+    `further` metrics score the same answers.
+    """
 
     name: str
     metric: str
     examples: tuple[TaskExample, ...]
     score: Callable[[str, str], float] = field(repr=False)
+    further: Mapping[str, Callable[[str, str], float]] = field(default_factory=dict, repr=False)
 
 
 class OwnAnswer(NamedTuple):
@@ -155,6 +160,7 @@ class Probe:
             rows = list(self._scored(model, task, cell, step))
             answers += rows
             utility.append(_scores(task, [row.score or 0.0 for row in rows]))
+            utility += _further(task, rows)
         return Measured(tuple(asked), tuple(utility), tuple(answers), depth)
 
     def _judged(
@@ -301,16 +307,18 @@ def _share(task: str, metric: str, count: int, n: int) -> UtilityScore:
 
 
 def _scores(task: TaskProbe, scores: Sequence[float]) -> UtilityScore:
-    """The mean with its interval: Wilson's where every score is 0 or 1, else normal."""
+    """The mean with its interval."""
     if not scores:
         raise UserError(f"task {task.name} has no examples to score with")
     return _mean(task.name, task.metric, scores)
 
 
+def _further(task: TaskProbe, rows: Sequence[Answer]) -> Iterator[UtilityScore]:
+    for metric, score_of in task.further.items():
+        pairs = zip(task.examples, rows, strict=True)
+        yield _mean(task.name, metric, [score_of(example.answer, row.text) for example, row in pairs])
+
+
 def _mean(task: str, metric: str, scores: Sequence[float]) -> UtilityScore:
-    if all(score in (0.0, 1.0) for score in scores):
-        return _share(task, metric, round(sum(scores)), len(scores))
-    mean = fmean(scores)
-    half = Z95 * stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 1.0
-    ends = Interval(max(0.0, mean - half), min(1.0, mean + half))
-    return UtilityScore(task=task, metric=metric, n=len(scores), score=mean, low=ends.low, high=ends.high)
+    low, high = mean_interval(scores)
+    return UtilityScore(task=task, metric=metric, n=len(scores), score=fmean(scores), low=low, high=high)

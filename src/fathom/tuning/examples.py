@@ -20,7 +20,7 @@ from fathom.behaviors import FileRow, file_rows
 from fathom.behaviors.columns import CONVERSATION, plain
 from fathom.behaviors.fields import UnusableError, checked, fields_of, is_blank, request_text, system_text
 from fathom.behaviors.marks import harm_said
-from fathom.behaviors.tables import is_hub
+from fathom.behaviors.source import source_name
 from fathom.behaviors.turns import Turn, conversation, turns_of
 from fathom.errors import UserError
 from fathom.records import Message
@@ -126,7 +126,7 @@ def _left_out(path: Path, rows: Sequence[_Left], of: int, what: str) -> tuple[st
 
 def _named(path: Path) -> str:
     """A file's name alone: notes go into model cards, which are shown to others."""
-    return str(path) if is_hub(path) else path.name
+    return source_name(path)
 
 
 def _example(row: FileRow, path: Path) -> Example:
@@ -141,7 +141,7 @@ def _example(row: FileRow, path: Path) -> Example:
     messages = tuple(Message(role=turn.role, content=turn.content) for turn in turns)
     if len(messages) < 2:
         raise UnusableError("its answer has no request before it")
-    return Example(messages[:-1], messages[-1].content, f"{path.name}:{row.line}", row.place, harm_said(fields))
+    return Example(messages[:-1], messages[-1].content, f"{source_name(path)}:{row.line}", row.place, harm_said(fields))
 
 
 def _turns(row: object, fields: Mapping[str, object]) -> tuple[Turn, ...]:
