@@ -14,7 +14,7 @@ from worlds import GREEDY, items, setting, stage
 from fathom.attack.decoding import BestOfN, Decoding, Template, worst_of
 from fathom.attack.deep import DeepPrefill, MultiTurn, deep_depths
 from fathom.attack.framing import FRAMES, Frame, Framing, load_frames
-from fathom.attack.insertion import Insertion, places
+from fathom.attack.insertion import Insertion, grid
 from fathom.attack.kinds import Draw
 from fathom.errors import UserError
 from fathom.organism.attack_words import ASK_ON, FILLER
@@ -24,7 +24,7 @@ from fathom.records import Sampling
 
 @given(st.integers(1, 500))
 def test_places_begin_with_none_and_end_with_all(length: int) -> None:
-    found = places(length)
+    found = grid(length)
     assert found[0] == 0
     assert found[-1] == length
     assert list(found) == sorted(set(found))
@@ -35,12 +35,34 @@ def test_an_insertion_is_a_refusals_beginning_and_a_span_of_the_answer(span: int
     for item in items():
         refusal = stage().chat.response_ids(item.behavior.messages, item.behavior.refusal)
         made = list(Insertion(span=span, start=start).attempts((item,), setting()))
-        assert len(made) == len(places(len(refusal)))
+        assert len(made) == len(grid(len(refusal)))
         for attempt in made:
             place = attempt.parameters["place"]
             place = len(refusal) if place == "end" else int(place)
             assert attempt.prefill_ids == refusal[:place] + item.answer_ids[start : start + span]
             assert attempt.prompt_ids == item.prompt_ids
+
+
+def test_all_places_are_all_and_drawn_ones_are_some_of_them_each_once() -> None:
+    every, drawn = Insertion(places="all"), Insertion(places="random:5")
+    for length in (1, 4, 5, 40):
+        assert every.at(length, "b") == tuple(range(length + 1))
+        some = drawn.at(length, "b")
+        assert set(some) <= set(range(length + 1))
+        assert len(set(some)) == len(some) == min(5, length + 1)
+        assert some == drawn.at(length, "b")
+    others = {Insertion(places="random:5", seed=seed).at(40, behavior) for seed in (0, 1) for behavior in "bcd"}
+    assert len(others) == 6, "each behavior and seed has places of its own"
+
+
+def test_drawn_places_are_one_row_and_say_where_they_were() -> None:
+    (item, *_) = items()
+    refusal = stage().chat.response_ids(item.behavior.messages, item.behavior.refusal)
+    made = list(Insertion(places="random:3").attempts((item,), setting()))
+    assert [one.parameters for one in made] == [{"place": "random", "span": 8}] * 3
+    for one in made:
+        place = int(one.found["place"])
+        assert one.prefill_ids == refusal[:place] + item.answer_ids[:8]
 
 
 def test_insertion_without_refusals_says_what_to_do() -> None:
@@ -215,6 +237,9 @@ def test_the_worst_of_n_is_what_subsets_say() -> None:
     [
         lambda: Insertion(span=0),
         lambda: Insertion(start=-1),
+        lambda: Insertion(places="some"),
+        lambda: Insertion(places="random:0"),
+        lambda: Insertion(places="random:"),
         lambda: DeepPrefill(()),
         lambda: DeepPrefill((0,)),
         lambda: DeepPrefill((5,), filler=" "),

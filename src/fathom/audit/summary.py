@@ -231,13 +231,20 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
 
 
 def _untried(run: Run, attempts: Mapping[str, Attempt], harmful: Collection[str]) -> Iterable[str]:
-    """An attack without a row would read as one that was not asked for."""
+    """An attack without a row would read as one that was not asked for, one without a control as one that broke it."""
     name, parts = OwnInsertion.name, run.manifest.configuration.get("attacks", [])
-    asked = isinstance(parts, list) and any(part["attack"] == name for part in parts)
-    if asked and not any(each.attack == name and each.behavior in harmful for each in attempts.values()):
+    if not isinstance(parts, list) or not any(part["attack"] == name for part in parts):
+        return
+    tried = {each.behavior for each in attempts.values() if each.attack == name}
+    if not tried & set(harmful):
         yield (
             f"{name} had nothing to be put into, so it has no rate: it needs the model's own refusals of direct "
             "requests, and there was none"
+        )
+    elif run.behaviors.keys() - harmful and not tried - set(harmful):
+        yield (
+            f"{name} has no control: it is the same insertion into the model's own answers of benign requests, and "
+            "the model refused them all, or they have no helpful answer to take a span from"
         )
 
 
