@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import msgspec
 
+from fathom.attack.decoding import BestOfN
 from fathom.attack.insertion import OwnInsertion
+from fathom.attack.mutation import Mutated
 from fathom.attack.prefill import default_depths
 from fathom.audit.attack_rows import attack_rows, exact_count
 from fathom.audit.budget_rows import budget_rows
@@ -21,7 +23,7 @@ from fathom.errors import UserError
 from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.records import Attempt, Completion, Counted, Label, Sampling, Subject, Verdict
 from fathom.run import Run
-from fathom.schema import Audit, Benign, BenignRow, SkippedRow
+from fathom.schema import UNTYPED, Audit, Benign, BenignRow, SkippedRow
 from fathom.tally import Tally, clustered_share
 
 __all__ = ["RefusalsUsed", "direct_refusals", "read_refusals", "recovery_positions", "summarise"]
@@ -221,6 +223,16 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
     yield from budget_notes(run)
     yield from _untried(run, attempts, harmful)
     yield from _unheld(attempts)
+    for name in sorted(UNTYPED & {attempt.attack for attempt in attempts.values()}):
+        yield (
+            f"{name} gives the model vectors that no text has, so nobody can type it: its rate bounds from above what a "
+            "suffix of as many tokens could do, and it is not counted when the strongest attack is named"
+        )
+    if any(attempt.parameters.get("mutated") == Mutated.WORDS for attempt in attempts.values()):
+        yield (
+            f"{BestOfN.name} with mutate changed the order and number of words: the tokenizer knows whole words alone, "
+            "and would read one with other letters as an unknown token"
+        )
     if run.manifest.model.endpoint is not None:
         yield (
             f"the model ran on a server ({run.manifest.model.endpoint}), which shows no weights: KL to a base and "
