@@ -75,14 +75,15 @@ class Embedding:
     """Vectors for each behavior. A search ends when the greedy answer behind them is judged harmful (benign: to help).
 
     The answer, `answer_tokens` long, is looked at when the target is reached, at most every `rest` steps, and every
-    `check` steps. Targets are those of `suffix`.
+    `check` steps. Targets are those of `suffix`; by default the one that reaches past a recovery, since a deepened
+    model can be made to begin with any prefix and turn back behind it.
     """
 
     vectors: int = 8
     steps: int = 100
     rate: float = 0.1
-    target: TargetKind = TargetKind.PREFIX
-    tokens: int = 16
+    target: TargetKind = TargetKind.DEEP
+    tokens: int = 40
     rest: int = 3
     check: int = 10
     answer_tokens: int = 160

@@ -225,8 +225,8 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
     yield from _unheld(attempts)
     for name in sorted(UNTYPED & {attempt.attack for attempt in attempts.values()}):
         yield (
-            f"{name} gives the model vectors that no text has, so nobody can type it: its rate bounds from above what a "
-            "suffix of as many tokens could do, and it is not counted when the strongest attack is named"
+            f"{name} gives the model vectors that no text has, so nobody can type it: its rate bounds what a suffix of "
+            "as many tokens could do, and is not counted when the strongest attack is named"
         )
     if any(attempt.parameters.get("mutated") == Mutated.WORDS for attempt in attempts.values()):
         yield (

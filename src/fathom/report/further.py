@@ -83,7 +83,8 @@ def families(audit: Audit, times: Mapping[str, float]) -> tuple[Family, ...]:
 def strongest(audit: Audit) -> AttackRow | None:
     """The setting of any attack on the model that gets most requests through, on the continuation alone.
 
-    What nobody can type is a bound, and no attack that decides. An attack without such rows, whose whole text is the model's own choice, is taken by what it has.
+    What nobody can type is a bound, and no attack that decides. An attack without such rows, whose whole text is the
+    model's own choice, is taken by what it has.
     """
     alone = {row.attack for row in audit.attacks if row.counted is Counted.CONTINUATION}
     rows = [

@@ -75,6 +75,13 @@ def ending_in_place(messages: Sequence[Message], joined: Joined) -> tuple[Messag
     return (*head, Message(role=last.role, content=last.content + joined.text + PLACE))
 
 
+class Sides(NamedTuple):
+    """A request's ids before and behind the place of a suffix."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 class Placed(NamedTuple):
     """Rendered text on both sides of the suffix, and the messages that it comes from."""
 
@@ -155,9 +162,7 @@ def placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> li
     return placed
 
 
-def around_place(
-    chat: ChatFormat, behavior: str, messages: Sequence[Message]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def around_place(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> Sides:
     """The ids of the request as it is asked without a suffix, parted where one would stand, directly behind its text.
 
     Raises:
@@ -168,7 +173,7 @@ def around_place(
     marked = chat.prompt_ids(with_suffix(placed.messages, _MARK))
     same = (place for place in range(min(len(whole), len(marked))) if whole[-1 - place] != marked[-1 - place])
     cut = len(whole) - next(same, len(whole))
-    return whole[:cut], whole[cut:]
+    return Sides(whole[:cut], whole[cut:])
 
 
 def _sides(chat: ChatFormat, placed: Placed, suffix: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
