@@ -132,7 +132,7 @@ def worlds_of(texts: Sequence[str]) -> dict[int, Path | None]:
         if not directory and int(seed) != SHIPPED_WORLD:
             raise UserError(
                 f"world {seed} has no directory, and the shipped weights are of world {SHIPPED_WORLD}, which knows "
-                f"other potions: give {seed}=DIR, a directory of its stages (fathom organism train --world {seed} -o DIR)"
+                f"other potions: give {seed}=DIR, a directory of its stages (`fathom organism train --world {seed}`)"
             )
         found[int(seed)] = Path(directory) if directory else None
     return found
