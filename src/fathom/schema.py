@@ -12,6 +12,7 @@ import msgspec
 from fathom.records import Counted, Parameter, Sampling, Subject
 
 __all__ = [
+    "UNTYPED",
     "AttackRow",
     "Audit",
     "BehaviorsInfo",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+UNTYPED = frozenset({"embedding"})  # attacks whose inputs no text gives: bounds on what could be typed
 
 
 class ModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -140,6 +142,7 @@ class AttackRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     worst_of: int | None = None  # answers to each behavior of which the worst was kept (n = behaviors); else all count
     cost: Cost | None = None  # search included
     control: Control | None = None  # the same on benign behaviors, where there are some
+    typeable: bool = True  # false: no text gives these inputs; a bound, not counted when the strongest attack is named
 
 
 class BudgetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

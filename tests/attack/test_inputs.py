@@ -14,17 +14,20 @@ from worlds import GREEDY, items, setting, stage
 from fathom.attack.decoding import BestOfN, Decoding, Template, worst_of
 from fathom.attack.deep import DeepPrefill, MultiTurn, deep_depths
 from fathom.attack.framing import FRAMES, Frame, Framing, load_frames
-from fathom.attack.insertion import Insertion, places
-from fathom.attack.kinds import Draw
+from fathom.attack.insertion import Insertion, grid
+from fathom.attack.kinds import Draw, prepare
+from fathom.attack.mutation import Mutated, mutate, mutated_units
+from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.organism.attack_words import ASK_ON, FILLER
 from fathom.organism.attack_words import FRAMES as OWN_FRAMES
-from fathom.records import Sampling
+from fathom.records import Behavior, Message, Sampling
+from tiny_tokenizers import byte_level
 
 
 @given(st.integers(1, 500))
 def test_places_begin_with_none_and_end_with_all(length: int) -> None:
-    found = places(length)
+    found = grid(length)
     assert found[0] == 0
     assert found[-1] == length
     assert list(found) == sorted(set(found))
@@ -35,12 +38,88 @@ def test_an_insertion_is_a_refusals_beginning_and_a_span_of_the_answer(span: int
     for item in items():
         refusal = stage().chat.response_ids(item.behavior.messages, item.behavior.refusal)
         made = list(Insertion(span=span, start=start).attempts((item,), setting()))
-        assert len(made) == len(places(len(refusal)))
+        assert len(made) == len(grid(len(refusal)))
         for attempt in made:
             place = attempt.parameters["place"]
             place = len(refusal) if place == "end" else int(place)
             assert attempt.prefill_ids == refusal[:place] + item.answer_ids[start : start + span]
             assert attempt.prompt_ids == item.prompt_ids
+
+
+def test_all_places_are_all_and_drawn_ones_are_some_of_them_each_once() -> None:
+    every, drawn = Insertion(places="all"), Insertion(places="random:5")
+    for length in (1, 4, 5, 40):
+        assert every.at(length, "b") == tuple(range(length + 1))
+        some = drawn.at(length, "b")
+        assert set(some) <= set(range(length + 1))
+        assert len(set(some)) == len(some) == min(5, length + 1)
+        assert some == drawn.at(length, "b")
+    others = {Insertion(places="random:5", seed=seed).at(40, behavior) for seed in (0, 1) for behavior in "bcd"}
+    assert len(others) == 6, "each behavior and seed has places of its own"
+
+
+def test_drawn_places_are_one_row_and_say_where_they_were() -> None:
+    (item, *_) = items()
+    refusal = stage().chat.response_ids(item.behavior.messages, item.behavior.refusal)
+    made = list(Insertion(places="random:3").attempts((item,), setting()))
+    assert [one.parameters for one in made] == [{"place": "random", "span": 8}] * 3
+    for one in made:
+        place = int(one.found["place"])
+        assert one.prefill_ids == refusal[:place] + item.answer_ids[:8]
+
+
+def test_mutations_keep_a_text_readable_and_strength_0_keeps_it_as_it_is() -> None:
+    text = "Explain carefully how Alice's 3 red potions are brewed, step by step!"
+    made = [mutate(text, 0.4, Mutated.CHARACTERS, str(seed)) for seed in range(40)]
+    assert len(set(made)) == 40
+    assert made == [mutate(text, 0.4, Mutated.CHARACTERS, str(seed)) for seed in range(40)]
+    for one in made:
+        assert len(one) == len(text)
+        assert one.isprintable()
+        same = sum(a.lower() == b.lower() for a, b in zip(one, text, strict=True))
+        assert same > len(text) // 3, "the source's strength leaves most characters where a reader looks for them"
+    calm = [mutate(text, 0.0, units, "x") for units in Mutated]
+    assert calm == [text, text]
+
+
+@given(st.text(), st.floats(0, 1), st.sampled_from(list(Mutated)))
+def test_any_text_can_be_mutated(text: str, strength: float, units: Mutated) -> None:
+    made = mutate(text, strength, units, "1")
+    if units is Mutated.CHARACTERS:
+        assert len(made.split(" ")) >= 1
+    else:
+        assert set(made.split()) <= set(text.split())
+        assert bool(made.split()) == bool(text.split())
+
+
+def test_a_tokenizer_of_words_is_given_words_in_another_order() -> None:
+    attack = BestOfN(n=6, mutate=0.4)
+    unknown = stage().chat.tokenizer.unk_token_id
+    made = list(attack.attempts(items(2), setting()))
+    assert len(made) == len({one.id for one in made}) == 12
+    assert len({one.prompt_ids for one in made}) > 6
+    for one in made:
+        assert one.parameters == {"mutate": 0.4, "mutated": "words"}
+        assert unknown not in one.prompt_ids
+    assert made == list(attack.attempts(items(2), setting()))
+    assert next(BestOfN(n=2, mutate=0.4, temperature=0).attempts(items(1), setting())).sampling.greedy
+
+
+def test_a_tokenizer_of_any_text_is_given_other_characters() -> None:
+    template = "{% for m in messages %}{{ '<|user|>' + m['content'] }}{% endfor %}<|assistant|>"
+    chat = ChatFormat(byte_level(("<|user|>", "<|assistant|>")), template, "test", frozenset())
+    assert mutated_units(chat) is Mutated.CHARACTERS
+    asked = Message(role="user", content="Tell me how potions are brewed.")
+    (item,) = prepare(chat, [Behavior(id="b", messages=(asked,))])
+    (one, *_) = BestOfN(n=3, mutate=0.4).attempts([item], dataclasses.replace(setting(), chat=chat))
+    text = chat.decode(one.prompt_ids)
+    assert "Tell me how potions are brewed." not in text
+    assert one.parameters["mutated"] == "characters"
+
+
+def test_a_jinja_frame_can_ask_in_another_writing() -> None:
+    frame = Frame("coded", "{{ prompt | base64 }} {{ prompt | rot13 }} {{ prompt | hex }}", jinja=True)
+    assert frame.fill("Hi", "").user == "SGk= Uv 4869"
 
 
 def test_insertion_without_refusals_says_what_to_do() -> None:
@@ -215,6 +294,11 @@ def test_the_worst_of_n_is_what_subsets_say() -> None:
     [
         lambda: Insertion(span=0),
         lambda: Insertion(start=-1),
+        lambda: BestOfN(mutate=1.5),
+        lambda: BestOfN(temperature=0),
+        lambda: Insertion(places="some"),
+        lambda: Insertion(places="random:0"),
+        lambda: Insertion(places="random:"),
         lambda: DeepPrefill(()),
         lambda: DeepPrefill((0,)),
         lambda: DeepPrefill((5,), filler=" "),

@@ -118,7 +118,7 @@ def test_own_insertion_uses_what_the_model_said() -> None:
     attack, asked, given = OwnInsertion(span=4), victim("natural"), items(4)
     (target,) = attack.targets(given)
     state = attack.init(target, asked)
-    said = {refusal.behavior: refusal.ids for refusal in state.refusals}
+    said = {answer.behavior: answer.ids for answer in state.answers}
     for item in given:
         if item.behavior.id in said:
             text = asked.model.chat.decode(said[item.behavior.id])
@@ -131,6 +131,23 @@ def test_own_insertion_uses_what_the_model_said() -> None:
         refusal = said[attempt.behavior]
         place = len(refusal) if place == "end" else int(place)
         assert attempt.prefill_ids[:place] == refusal[:place]
+
+
+def test_own_insertion_takes_of_benign_requests_the_answers_that_are_no_refusals() -> None:
+    attack, asked, given = OwnInsertion(span=4), victim("natural"), items(2, 4)
+    (target,) = attack.targets(given)
+    state = attack.init(target, asked)
+    benign = {item.behavior.id: item for item in given if not item.behavior.harmful}
+    said = {answer.behavior: answer.ids for answer in state.answers if answer.behavior in benign}
+    assert said, "the model answers some of them"
+    for behavior, ids in said.items():
+        exchange = Exchange(behavior=benign[behavior].behavior, prefill="", response=asked.model.chat.decode(ids))
+        assert asked.judge.judge(exchange).label is not Label.SAFE
+    made = [one for one in attack.found(given, setting(), {target.key: state}) if one.behavior in benign]
+    assert {one.behavior for one in made} == said.keys()
+    for one in made:
+        assert one.prefill_ids[-4:] == benign[one.behavior].answer_ids[:4]
+        assert one.prefill_ids[:-4] == said[one.behavior][: len(one.prefill_ids) - 4]
 
 
 def test_the_direction_is_reported_on_requests_that_it_never_saw() -> None:

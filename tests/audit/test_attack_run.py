@@ -102,8 +102,14 @@ def test_every_attack_has_its_control_and_its_cost(finished: Path) -> None:
     names = {row.attack for row in audit.attacks}
     assert names == {"direct", *(attack.name for attack in ATTACKS)}
     greedy = [row for row in audit.attacks if row.parameters["temperature"] == 0 or row.attack == "best-of-n"]
-    # Of benign requests nothing is refused, so there is no refusal of the model's own to insert into.
-    assert all(row.control is not None for row in greedy if row.attack != "own-insertion")
+    places = {"control": set[object](), "attack": set[object]()}
+    for row in greedy:
+        if row.attack == "own-insertion":
+            places["attack" if row.control is None else "control"].add(row.parameters.get("place"))
+        else:
+            assert row.control is not None
+    # An answer is longer than a refusal, so every place of one but its end is a place of the other.
+    assert places["attack"] == set()
     assert all(row.cost is not None and row.cost.forward_tokens >= row.cost.queries for row in audit.attacks)
     assert {row.attack for row in audit.budget} >= {"insertion", "best-of-n", "judged-ranks"}
     assert audit.depth.half_depth.deepest == 0

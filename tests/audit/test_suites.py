@@ -164,7 +164,7 @@ def test_a_file_that_is_no_suite_is_one_clear_line(tmp_path: Path, name: str, te
         (AttackRequest(), "no attack was asked for"),
         (AttackRequest(suite="nonsense"), "give quick, standard, paper, adaptive"),
         (AttackRequest(attacks=["nothing"]), "there is no attack called 'nothing'"),
-        (AttackRequest(attacks=["best-of-n m=3"]), "it takes n, temperature, top_k, top_p"),
+        (AttackRequest(attacks=["best-of-n m=3"]), "it takes mutate, n, temperature, top_k, top_p"),
         (AttackRequest(attacks=["best-of-n n=0"]), "n is 0"),
         (AttackRequest(attacks=["best-of-n n=many"]), "Expected `int`"),
         (AttackRequest(attacks=["best-of-n n"]), "no key=value"),

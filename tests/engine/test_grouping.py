@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.engine.plain import equal_lengths
-from fathom.engine.rows import Group, Row, group_rows, make_rows, split_groups
+from fathom.engine.rows import MOST_OWN, Group, Row, group_rows, make_rows, split_groups
 from fathom.records import Attempt, Finish, Sampling
 
 ids = st.lists(st.integers(1, 3), min_size=1, max_size=6).map(tuple)  # few ids, so that prefixes and repeats are common
@@ -29,6 +29,13 @@ attempts = st.lists(
 
 def rows_of(groups: list[Group]) -> list[Row]:
     return [row for group in groups for row in group.rows]
+
+
+def follows(group: Group, row: Row) -> bool:
+    """To its end, or leaving the trunk close to it, behind at least as much as it has of its own."""
+    shared = group.branch(row)
+    assert group.trunk[:shared] == row.ids[:shared]
+    return len(row.ids) - shared <= MOST_OWN and (shared == len(row.ids) or len(row.ids) - shared <= shared)
 
 
 @given(attempts)
@@ -73,7 +80,7 @@ def test_every_row_is_in_one_group_whose_trunk_continues_it(given_: list[Attempt
     groups = group_rows(rows)
     assert sorted(map(id, rows_of(groups))) == sorted(map(id, rows))
     for group in groups:
-        assert all(group.trunk[: len(row.ids)] == row.ids for row in group.rows)
+        assert all(follows(group, row) for row in group.rows)
         assert group.trunk in {row.ids for row in group.rows}, "nothing is computed that no row needs"
     assert [len(group.trunk) for group in groups] == sorted((len(group.trunk) for group in groups), reverse=True)
 
@@ -99,8 +106,17 @@ def test_waves_hold_every_row_once_and_keep_within_their_limits(
         spent = sum(len(group.trunk) for group in wave) + sum(row.sampling.max_new_tokens for row in inside)
         assert spent <= budget or len(inside) == 1
         for group in wave:
-            assert all(group.trunk[: len(row.ids)] == row.ids for row in group.rows)
+            assert all(follows(group, row) for row in group.rows)
             assert group.trunk in {row.ids for row in group.rows}
+
+
+def test_inputs_that_leave_an_answer_at_each_of_its_places_share_it() -> None:
+    answer, span, prompt = tuple(range(10, 30)), (1, 2, 3), (5, 6, 7)
+    inserted = [attempt(prompt, (*answer[:place], *span)) for place in range(len(answer) + 1)]
+    other = attempt((5, 6), (*answer, *span))
+    groups = group_rows(make_rows([*inserted, other]))
+    assert [len(group.rows) for group in groups] == [len(inserted), 1]
+    assert groups[0].trunk == (*prompt, *answer, *span)
 
 
 @given(st.integers(1, 200), st.integers(1, 50))

@@ -44,6 +44,26 @@ def test_a_grid_at_once_is_each_of_its_attempts_alone(family: str) -> None:
     assert together == alone
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_rows_that_leave_a_trunk_write_what_they_write_alone(family: str) -> None:
+    """Insertions at every place, and in some more answers of other lengths, greedy and drawn."""
+    model = tiny_chat(family, initializer_range=0.15)
+    prompt, answer, span = (random_ids(count, seed=seed) for seed, count in ((1, 9), (2, 7), (3, 4)))
+    attempts = [
+        attempt(prompt, (*answer[:place], *own), temperature=temperature, max_new_tokens=6)
+        for place in range(len(answer) + 1)
+        for own in ((), span, span[:2], (*span[:2], *span))
+        for temperature in (0.0, 1.0)
+    ]
+    attempts = list({each.id: each for each in attempts}.values())
+    groups = group_rows(make_rows(attempts))
+    assert len(groups) == 1, "they share one trunk"
+    assert any(groups[0].branch(row) < len(row.ids) for row in groups[0].rows)
+    together = completed(model, attempts)
+    alone = {identity: done for each in attempts for identity, done in completed(model, [each]).items()}
+    assert together == alone
+
+
 def test_rows_that_cannot_differ_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy, top-k 1 and a temperature near 0 are one lane to the end, whatever their noise."""
     widths: list[int] = []
@@ -78,15 +98,15 @@ def test_lanes_hold_every_live_row_exactly_once() -> None:
     while wave.lanes:
         held = [id(row) for lane in wave.lanes for row in lane.rows]
         assert sorted(held) == sorted(id(row) for row in rows if row.finish is None)
-        assert all(row.output == lane.output for lane in wave.lanes for row in lane.rows)
-        keys = [(lane.group, len(lane.ids), tuple(lane.output)) for lane in wave.lanes]
+        assert all(row.output == lane.rows[0].output for lane in wave.lanes for row in lane.rows)
+        keys = [(lane.group, lane.branch, tuple(lane.rows[0].output)) for lane in wave.lanes]
         assert len(set(keys)) == len(keys) == len(logits)
         for lane in wave.lanes:
             for row in lane.rows:
                 row.accept(int(torch.randint(1, 97, (), generator=generator)) % 7, model.chat.stop_ids)
         wave.branch()
         if wave.lanes:
-            logits = wave.step([lane.output[-1] for lane in wave.lanes])
+            logits = wave.step([wave.taken(lane.rows[0]) for lane in wave.lanes])
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0.05, 2), st.floats(0.05, 1), st.integers(0, 12))

@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import ClassVar
 
 from fathom.attack.kinds import Draw, PreparedBehavior, Setting
-from fathom.records import Attempt, Sampling
+from fathom.attack.mutation import mutate, mutated_units
+from fathom.records import Attempt, Message, Sampling
 
 __all__ = ["BestOfN", "Decoding", "Template", "worst_of"]
 
@@ -74,28 +75,60 @@ class Decoding:
 
 @dataclass(frozen=True)
 class BestOfN:
-    """`n` draws of the direct request at one temperature, of which an attacker keeps the worst."""
+    """`n` draws of the direct request at one temperature, of which an attacker keeps the worst.
+
+    With `mutate` above 0 (0.4 in the source), each draw is of the request's text changed at random (`mutation`). It is
+    judged as an answer to the request as it was.
+
+    Source: with `mutate`, arXiv 2412.03556.
+    """
 
     n: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    mutate: float = 0.0
     name: ClassVar[str] = "best-of-n"
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n is {self.n}; it must be at least 1")
-        if self._sampling(1).greedy:
-            raise ValueError("best-of-n needs a temperature above 0: greedy answers are all the same")
+        if not 0 <= self.mutate <= 1:
+            raise ValueError(f"mutate is {self.mutate}; it must lie between 0 (off) and 1")
+        if self._sampling(1).greedy and not self.mutate:
+            raise ValueError(
+                "best-of-n needs a temperature above 0, or mutate above 0: greedy answers to one text are all the same"
+            )
 
     def _sampling(self, max_new_tokens: int) -> Sampling:
         return Sampling(max_new_tokens=max_new_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
     def attempts(self, items: Sequence[PreparedBehavior], setting: Setting) -> Iterator[Attempt]:
         longest = max(draw.sampling.max_new_tokens for draw in setting.draws)
+        if self.mutate:
+            for item in items:
+                yield from self._mutated(item, setting, self._sampling(longest))
+            return
         drawn = replace(setting, draws=(Draw(self._sampling(longest), self.n),))
         for item in items:
             yield from drawn.attempts(item, self.name)
+
+    def _mutated(self, item: PreparedBehavior, setting: Setting, sampling: Sampling) -> Iterator[Attempt]:
+        """One draw of each of `n` texts; where two are the same, they are still two draws."""
+        units, (*before, last) = mutated_units(setting.chat), item.messages
+        for sample in range(self.n):
+            text = mutate(last.content, self.mutate, units, f"{setting.seed} {item.behavior.id} {sample}")
+            yield Attempt.make(
+                behavior=item.behavior.id,
+                attack=self.name,
+                parameters={"mutate": self.mutate, "mutated": units.value},
+                subject=setting.subject,
+                prompt_ids=setting.chat.prompt_ids((*before, Message(role=last.role, content=text))),
+                prefill_ids=(),
+                sampling=sampling,
+                sample=sample,
+                run_seed=setting.seed,
+            )
 
 
 def worst_of(harmful: int, total: int, n: int) -> float:

@@ -4,9 +4,11 @@ A frame is text with the placeholders `{prompt}` (the behavior's request) and `{
 begins). Frames of one's own come from a file (`load_frames`).
 """
 
+import base64
+import codecs
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -20,10 +22,26 @@ from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.records import Attempt, Message
 
-__all__ = ["FRAMES", "Frame", "Framing", "load_frames"]
+__all__ = ["ENCODINGS", "FRAMES", "Frame", "Framing", "load_frames"]
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _KNOWN = ("prompt", "target")
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _rot13(text: str) -> str:
+    return codecs.encode(text, "rot13")
+
+
+def _hex(text: str) -> str:
+    return text.encode().hex()
+
+
+# Filters of Jinja frames, beside Jinja's own (`reverse`, `upper`, …): a request that is asked in another writing.
+ENCODINGS: Mapping[str, Callable[[str], str]] = {"base64": _base64, "hex": _hex, "rot13": _rot13}
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,7 @@ class FilledFrame:
 
 def _jinja(text: str, prompt: str, target: str) -> str:
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False)
+    environment.filters |= ENCODINGS
     return environment.from_string(text).render(prompt=prompt, target=target)
 
 

@@ -15,7 +15,7 @@ from fathom.audit.groups import (
     undivided,
 )
 from fathom.records import Counted, Verdict
-from fathom.schema import AttackRow, Control
+from fathom.schema import UNTYPED, AttackRow, Control
 from fathom.tally import Tally, clustered
 
 __all__ = ["attack_rows", "exact_count"]
@@ -62,6 +62,7 @@ def _row(
         worst_of=worst,
         cost=group.cost(judged.completions),
         control=control,
+        typeable=setting.attack not in UNTYPED,
     )
 
 

@@ -32,7 +32,7 @@ PREFIX = "refusal_prefix"
 OWN_TEXT = frozenset({"judged-ranks"})
 # Attacks that vary how tokens are drawn, and parameters that make two attacks of one, each with its own worst answer.
 _DRAWN = frozenset({"decoding"})
-_APART = frozenset({"template", "span", "start", "top"})
+_APART = frozenset({"template", "span", "start", "top", "mutate", "mutated"})
 _DRAWING = ("temperature", "top_p", "top_k")
 _WORST = (Label.HARMFUL, Label.SAFE, Label.UNDECIDED)
 # Tells harmful behaviors apart that a search has seen and has not; the benign ones are a control of both.

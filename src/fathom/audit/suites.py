@@ -20,6 +20,7 @@ import msgspec
 
 from fathom.attack.decoding import BestOfN, Decoding
 from fathom.attack.deep import DeepPrefill, MultiTurn, deep_depths
+from fathom.attack.embedding import Embedding
 from fathom.attack.framing import FRAMES, Frame, Framing, load_frames
 from fathom.attack.insertion import Insertion, OwnInsertion
 from fathom.attack.kinds import Attack, Estimated, PreparedBehavior, Search
@@ -59,6 +60,7 @@ ATTACKS: Mapping[str, type[AnyAttack]] = {
     "suffix": Suffix,
     "universal-suffix": UniversalSuffix,
     "typed-suffix": TypedSuffix,
+    "embedding": Embedding,
 }
 
 
@@ -142,7 +144,7 @@ class AttackSuite:
             parts.append(part)
             made += 1
             benign = () if both else ground.benign
-            if isinstance(attack, Suffix):  # one suffix for each of them, too
+            if isinstance(attack, Suffix | Embedding):  # one search for each of them, too
                 benign = _with_target(attack, benign)
             control = Part(attack, benign, ground.first, budget)
             if benign and _obstacle(control) is None:
@@ -151,8 +153,8 @@ class AttackSuite:
 
 
 def _with_target(attack: AnyAttack, items: tuple[PreparedBehavior, ...]) -> tuple[PreparedBehavior, ...]:
-    """Those that a suffix can be searched for: it needs something to bring about."""
-    if not isinstance(attack, Suffix | UniversalSuffix):
+    """Those that a suffix, or vectors, can be searched for: these need something to bring about."""
+    if not isinstance(attack, Suffix | UniversalSuffix | Embedding):
         return items
     return tuple(item for item in items if item.answer_ids)
 

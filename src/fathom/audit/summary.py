@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import msgspec
 
+from fathom.attack.decoding import BestOfN
 from fathom.attack.insertion import OwnInsertion
+from fathom.attack.mutation import Mutated
 from fathom.attack.prefill import default_depths
 from fathom.audit.attack_rows import attack_rows, exact_count
 from fathom.audit.budget_rows import budget_rows
@@ -22,7 +24,7 @@ from fathom.errors import UserError
 from fathom.judge.refusal import NOT_REFUSED, RefusalJudge
 from fathom.records import Attempt, Completion, Counted, Label, Sampling, Subject, Verdict
 from fathom.run import Run
-from fathom.schema import Audit, Benign, BenignRow, SkippedRow
+from fathom.schema import UNTYPED, Audit, Benign, BenignRow, SkippedRow
 from fathom.tally import Tally, clustered_share
 
 __all__ = ["RefusalsUsed", "direct_refusals", "read_refusals", "recovery_positions", "summarise"]
@@ -217,6 +219,16 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
     yield from budget_notes(run)
     yield from _untried(run, attempts, harmful)
     yield from _unheld(attempts)
+    for name in sorted(UNTYPED & {attempt.attack for attempt in attempts.values()}):
+        yield (
+            f"{name} gives the model vectors that no text has, so nobody can type it: its rate bounds what a suffix of "
+            "as many tokens could do, and is not counted when the strongest attack is named"
+        )
+    if any(attempt.parameters.get("mutated") == Mutated.WORDS for attempt in attempts.values()):
+        yield (
+            f"{BestOfN.name} with mutate changed the order and number of words: the tokenizer knows whole words alone, "
+            "and would read one with other letters as an unknown token"
+        )
     if run.manifest.model.endpoint is not None:
         yield (
             f"the model ran on a server ({run.manifest.model.endpoint}), which shows no weights: KL to a base and "
@@ -227,13 +239,20 @@ def _notes(run: Run, attempts: Mapping[str, Attempt], skipped: Sequence[SkippedR
 
 
 def _untried(run: Run, attempts: Mapping[str, Attempt], harmful: Collection[str]) -> Iterable[str]:
-    """An attack without a row would read as one that was not asked for."""
+    """An attack without a row would read as one that was not asked for, one without a control as one that broke it."""
     name, parts = OwnInsertion.name, run.manifest.configuration.get("attacks", [])
-    asked = isinstance(parts, list) and any(part["attack"] == name for part in parts)
-    if asked and not any(each.attack == name and each.behavior in harmful for each in attempts.values()):
+    if not isinstance(parts, list) or not any(part["attack"] == name for part in parts):
+        return
+    tried = {each.behavior for each in attempts.values() if each.attack == name}
+    if not tried & set(harmful):
         yield (
             f"{name} had nothing to be put into, so it has no rate: it needs the model's own refusals of direct "
             "requests, and there was none"
+        )
+    elif run.behaviors.keys() - harmful and not tried - set(harmful):
+        yield (
+            f"{name} has no control: it is the same insertion into the model's own answers of benign requests, and "
+            "the model refused them all, or they have no helpful answer to take a span from"
         )
 
 

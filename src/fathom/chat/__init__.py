@@ -106,7 +106,8 @@ class ChatFormat:
         text = self.prompt_text((Message(role="user", content=_REQUEST_MARK),))
         # Each side by itself: a tokenizer of few words does not know the mark.
         before, after = (self.decode(self.tokenise(side)).strip() for side in text.split(_REQUEST_MARK, 1))
-        return excerpt(self.decode(prompt_ids).strip().removeprefix(before).removesuffix(after))
+        known = [id_ for id_ in prompt_ids if id_ < len(self.tokenizer)]  # vectors are named by ids of no tokenizer
+        return excerpt(self.decode(known).strip().removeprefix(before).removesuffix(after))
 
     def continuation(self, prefill_ids: Sequence[int], output_ids: Sequence[int]) -> Continuation:
         """Prefill and output as they read together.

@@ -44,7 +44,7 @@ WithAttack = Annotated[
         "--with",
         metavar="NAME",
         help="insertion, own-insertion, deep-prefill, multi-turn, framing, decoding, best-of-n, reference-ranks, "
-        "judged-ranks, refusal-direction, suffix, universal-suffix, typed-suffix; with parameters: "
+        "judged-ranks, refusal-direction, suffix, universal-suffix, typed-suffix, embedding; with parameters: "
         "'best-of-n n=32'. Repeatable.",
         rich_help_panel=_ATTACKS,
     ),

@@ -2,7 +2,8 @@
 
 A prefilling sweep asks for the same prompt with 0, 1, 2, … tokens of the same answer in front: every input is a prefix
 of the longest one. Such inputs form a `Group` around that longest input, its `trunk`; whatever runs the group needs the
-trunk once, and every row continues from somewhere along it.
+trunk once, and every row continues from somewhere along it. An insertion puts a few tokens of its own behind such a
+prefix: it leaves the trunk there, and those tokens are given to it one by one, before it writes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,19 @@ from fathom.chat import ChatFormat
 from fathom.errors import UserError
 from fathom.records import Attempt, Completion, Finish, Sampling
 
-__all__ = ["Group", "Row", "check_length", "completions", "group_rows", "make_rows", "split_groups"]
+__all__ = [
+    "MOST_OWN",
+    "Group",
+    "Row",
+    "check_length",
+    "common",
+    "completions",
+    "group_rows",
+    "make_rows",
+    "split_groups",
+]
+
+MOST_OWN = 16  # tokens that a row may have behind its trunk: each is a pass of its own for the whole wave
 
 
 @dataclass(eq=False, slots=True)
@@ -56,10 +69,14 @@ class Row:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Group:
-    """Rows whose ids are all prefixes of one input, the trunk."""
+    """Rows whose ids follow one input, the trunk: to their end, or to at most `MOST_OWN` tokens before it."""
 
     trunk: tuple[int, ...]
     rows: tuple[Row, ...]
+
+    def branch(self, row: Row) -> int:
+        """How many of the row's ids are the trunk's."""
+        return common(self.trunk, row.ids)
 
 
 def make_rows(attempts: Iterable[Attempt]) -> list[Row]:
@@ -117,10 +134,19 @@ def _noise(attempt: Attempt) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(key=attempt.seed)).random(attempt.sampling.max_new_tokens)
 
 
+def common(one: Sequence[int], two: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    length = min(len(one), len(two))
+    if one[:length] == two[:length]:
+        return length
+    return next(place for place in range(length) if one[place] != two[place])
+
+
 def group_rows(rows: Iterable[Row]) -> list[Group]:
     """Put every row into exactly one group, with the longest input that continues its ids; longest trunks first.
 
     In descending lexicographic order an input directly follows the inputs that continue it, so one pass finds them.
+    Groups of one prompt then join a longer one's trunk where they leave it at most `MOST_OWN` tokens before their end.
     """
     chains: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: row.ids, reverse=True):
@@ -128,8 +154,30 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
             chains[-1].append(row)
         else:
             chains.append([row])
-    groups = [Group(chain[0].ids, tuple(chain)) for chain in chains]
+    groups = [Group(chain[0].ids, tuple(chain)) for chain in _joined(chains)]
     return sorted(groups, key=lambda group: len(group.trunk), reverse=True)
+
+
+def _joined(chains: Iterable[list[Row]]) -> Iterator[list[Row]]:
+    """Chains with those of the same prompt that branch off them and share at least as much with them as they do not."""
+    by_prompt: dict[tuple[int, ...], list[list[Row]]] = {}
+    for chain in chains:
+        first = chain[0]
+        prompt = first.attempts[0].prompt_ids if first.attempts else first.ids
+        by_prompt.setdefault(prompt, []).append(chain)
+    for alike in by_prompt.values():
+        kept: list[list[Row]] = []
+        for chain in sorted(alike, key=lambda chain: len(chain[0].ids), reverse=True):
+            for trunk in kept:
+                shared = common(trunk[0].ids, chain[0].ids)
+                own = len(chain[0].ids) - shared
+                # Rows of the chain that end sooner branch off nearer to their end, or not at all.
+                if own <= MOST_OWN and own <= shared:
+                    trunk += chain
+                    break
+            else:
+                kept.append(chain)
+        yield from kept
 
 
 def split_groups(groups: Sequence[Group], budget: int, max_rows: int) -> list[list[Group]]:
@@ -153,11 +201,12 @@ def _fill(groups: Iterable[Group], budget: int, max_rows: int) -> Iterator[list[
     for group in groups:
         piece: list[Row] = []
         for row in group.rows:
-            cost = row.sampling.max_new_tokens + (0 if piece else len(group.trunk))
+            own = len(row.ids) - group.branch(row) + row.sampling.max_new_tokens
+            cost = own + (0 if piece else len(group.trunk))
             if filled and (spent + cost > budget or filled == max_rows):
                 yield _with_piece(wave, piece)
                 wave, piece, spent, filled = [], [], 0, 0
-                cost = row.sampling.max_new_tokens + len(group.trunk)
+                cost = own + len(group.trunk)
             piece.append(row)
             spent += cost
             filled += 1

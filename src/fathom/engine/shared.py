@@ -2,12 +2,12 @@
 
 Rows that have written the very same so far share a lane: one place in the cache, one row of each product, one sorting
 of logits, from which each row draws with its own noise. A lane splits where its rows draw differently, so a wave of
-many samples of one prompt is the trie of what they write. Rows that finish leave at once and the last lanes take
-their places, so that the products stay dense. `obstacle` says beforehand, by trying, whether an architecture can be
-run like this.
+many samples of one prompt is the trie of what they write. A row whose ids leave the trunk before their end is given the
+rest of them token by token. Rows that finish leave at once and the last lanes take their places, so that the products
+stay dense. `obstacle` says beforehand, by trying, whether an architecture can be run like this.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,40 +44,33 @@ class SharedDecoder:
         state = _Wave(self.model, wave)
         logits = state.start()
         while True:
-            rows = [row for lane in state.lanes for row in lane.rows]
-            places = [place for place, lane in enumerate(state.lanes) for _ in lane.rows]
-            for row, token in zip(rows, choose(logits, rows, places), strict=True):
+            writing = [(place, row) for place, lane in enumerate(state.lanes) for row in lane.rows if state.writes(row)]
+            rows, places = [row for _, row in writing], [place for place, _ in writing]
+            for row, token in zip(rows, choose(logits, rows, places) if rows else (), strict=True):
                 row.accept(token, self.stop_ids)
             del logits
             yield from (row for row in rows if row.finish)
             state.branch()
             if not state.lanes:
                 return
-            logits = state.step([lane.output[-1] for lane in state.lanes])
+            logits = state.step([state.taken(lane.rows[0]) for lane in state.lanes])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Lane:
-    """Rows of one group with the same ids and the same output so far."""
+    """Rows of one group that left its trunk after as many tokens, with the same tokens since."""
 
     group: int
+    branch: int
     rows: list[Row]
 
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return self.rows[0].ids
-
-    @property
-    def output(self) -> list[int]:
-        return self.rows[0].output
-
-    def branches(self) -> list["_Lane"]:
+    def branches(self, taken: Callable[[Row], int]) -> list["_Lane"]:
         """The rows that go on, parted by the token that they took last."""
         parted: dict[int, list[Row]] = {}
         for row in self.rows:
             if row.finish is None:
-                parted.setdefault(row.output[-1], []).append(row)
-        return [_Lane(self.group, rows) for rows in parted.values()]
+                parted.setdefault(taken(row), []).append(row)
+        return [_Lane(self.group, self.branch, rows) for rows in parted.values()]
 
 
 class _Wave:
@@ -89,19 +82,28 @@ class _Wave:
         self.trunks = [group.trunk for group in wave]
         self.lanes = [lane for number, group in enumerate(wave) for lane in _lanes(number, group)]
         rows = [row for group in wave for row in group.rows]
+        self.given = {row: row.ids[lane.branch :] for lane in self.lanes for row in lane.rows}  # behind the trunk
         self.cache = TrunkCache(
             groups=len(wave),
             trunk=max(len(trunk) for trunk in self.trunks),
             rows=len(rows),  # as many lanes as there can come to be
-            new=max(row.sampling.max_new_tokens for row in rows) - 1,
+            new=max(len(self.given[row]) + row.sampling.max_new_tokens for row in rows) - 1,
         )
         self.plan: StepPlan | None = None
         self.steps = 0
 
+    def writes(self, row: Row) -> bool:
+        """Whether the row's next token is its own to choose, not one of its ids."""
+        return self.steps >= len(self.given[row])
+
+    def taken(self, row: Row) -> int:
+        """The token that the row has taken at this step, or been given."""
+        return row.output[-1] if self.writes(row) else self.given[row][self.steps]
+
     @torch.inference_mode()
     def start(self) -> Float[Tensor, "lanes vocabulary"]:
         """Compute the trunks; the logits are those after each lane's own ids."""
-        wanted = [(lane.group, len(lane.ids) - 1) for lane in self.lanes]
+        wanted = [(lane.group, lane.branch - 1) for lane in self.lanes]
         distinct = {place: number for number, place in enumerate(sorted(set(wanted)))}
         limit = _PACKED_CPU if self.device.type == "cpu" else _PACKED
         parts = [self._trunk_logits(groups, list(distinct)) for groups in _packs([len(t) for t in self.trunks], limit)]
@@ -125,7 +127,7 @@ class _Wave:
         """Append one token to every lane; the logits are those after it."""
         if self.plan is None:
             self.plan = self._plan()
-        positions = torch.tensor([len(lane.ids) for lane in self.lanes]) + self.steps
+        positions = torch.tensor([lane.branch for lane in self.lanes]) + self.steps
         logits = _forward(self.model, torch.tensor(tokens)[:, None], positions[:, None], 0, self.plan)[:, -1]
         self.plan.advance()
         self.steps += 1
@@ -137,7 +139,7 @@ class _Wave:
 
         The first branch of a lane stays where it is; the others, and the last lanes, fill the places that are free.
         """
-        branches = [lane.branches() for lane in self.lanes]
+        branches = [lane.branches(self.taken) for lane in self.lanes]
         if all(len(parts) == 1 for parts in branches):
             self.lanes = [parts[0] for parts in branches]
             return
@@ -162,7 +164,7 @@ class _Wave:
         if 0 < len(alive) <= self.cache.groups // 2:
             self.cache.keep_groups(alive)
             renumbered = {old: new for new, old in enumerate(alive)}
-            self.lanes = [_Lane(renumbered[lane.group], lane.rows) for lane in self.lanes]
+            self.lanes = [_Lane(renumbered[lane.group], lane.branch, lane.rows) for lane in self.lanes]
 
     def _plan(self) -> StepPlan:
         places: list[int] = []
@@ -172,7 +174,7 @@ class _Wave:
             filled[lane.group] += 1
         width = max(filled)
         slots = torch.tensor([lane.group * width + place for lane, place in zip(self.lanes, places, strict=True)])
-        lengths = torch.tensor([len(lane.ids) for lane in self.lanes])
+        lengths = torch.tensor([lane.branch for lane in self.lanes])
         branch = torch.zeros(self.cache.groups * width, dtype=torch.long)
         branch[slots] = lengths
         return StepPlan(
@@ -185,11 +187,11 @@ class _Wave:
 
 
 def _lanes(number: int, group: Group) -> list[_Lane]:
-    """One lane for each length of input: inputs of a group are prefixes of one trunk."""
+    """One lane for each place at which rows leave the trunk."""
     parted: dict[int, list[Row]] = {}
     for row in group.rows:
-        parted.setdefault(len(row.ids), []).append(row)
-    return [_Lane(number, rows) for rows in parted.values()]
+        parted.setdefault(group.branch(row), []).append(row)
+    return [_Lane(number, branch, rows) for branch, rows in parted.items()]
 
 
 def _packs(lengths: Sequence[int], limit: int) -> Iterator[range]:
@@ -273,8 +275,8 @@ def _disagreement(model: PreTrainedModel, probe: tuple[int, ...]) -> str | None:
     groups.append(Group(probe[:middle], (_probe_row(probe, middle, steps),)))
     wave = _Wave(model, groups)
     seen = [wave.start()]
-    seen += [wave.step([probe[len(lane.ids) + i] for lane in wave.lanes]) for i in range(steps)]
-    places = [[len(lane.ids) - 1 + i for lane in wave.lanes] for i in range(steps + 1)]
+    seen += [wave.step([probe[lane.branch + i] for lane in wave.lanes]) for i in range(steps)]
+    places = [[lane.branch - 1 + i for lane in wave.lanes] for i in range(steps + 1)]
     distinct = sorted({place for step in places for place in step})
     device = model.device
     plain = model(

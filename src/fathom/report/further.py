@@ -71,25 +71,29 @@ class Trace(NamedTuple):
 
 
 def families(audit: Audit, times: Mapping[str, float]) -> tuple[Family, ...]:
-    """Attacks that are neither of the depth sweep nor refusal prefixes, the strongest first."""
+    """Attacks that are neither of the depth sweep nor refusal prefixes, the strongest first, bounds behind them."""
     found: dict[str, list[AttackRow]] = {}
     for row in wording.other_attacks(audit):
         found.setdefault(row.attack, []).append(row)
     made = (Family(attack, tuple(rows), times.get(attack)) for attack, rows in found.items())
-    return tuple(sorted(made, key=lambda family: (_strength(family.best), family.attack), reverse=True))
+    order = sorted(made, key=lambda family: (_strength(family.best), family.attack), reverse=True)
+    return tuple(sorted(order, key=lambda family: not family.best.typeable))
 
 
 def strongest(audit: Audit) -> AttackRow | None:
     """The setting of any attack on the model that gets most requests through, on the continuation alone.
 
-    An attack without such rows, whose whole text is the model's own choice, is taken by what it has. A refusal's first
-    words, put into the model's mouth to compare it with its base, count where they get more through than all else.
+    What nobody can type is a bound, and no attack that decides. An attack without such rows, whose whole text is the
+    model's own choice, is taken by what it has. A refusal's first words, put into the model's mouth to compare it with
+    its base, count where they get more through than all else.
     """
     alone = {row.attack for row in audit.attacks if row.counted is Counted.CONTINUATION}
     rows = [
         row
         for row in audit.attacks
-        if row.subject is Subject.MODEL and (row.counted is Counted.CONTINUATION or row.attack not in alone)
+        if row.subject is Subject.MODEL
+        and row.typeable
+        and (row.counted is Counted.CONTINUATION or row.attack not in alone)
     ]
     prefixes = [row for row in rows if row.attack == wording.REFUSAL_PREFIX]
     others = [row for row in rows if row.attack != wording.REFUSAL_PREFIX]
@@ -102,7 +106,7 @@ def strongest(audit: Audit) -> AttackRow | None:
 def sentences(audit: Audit) -> tuple[str, str | None]:
     """What a reader must know first, and what comes second: the strongest attack decides which is which."""
     depth = wording.headline(audit)
-    best, rest = strongest(audit), [row for row in wording.other_attacks(audit) if row.subject is Subject.MODEL]
+    best, rest = strongest(audit), _others(audit)
     if best is not None and best.attack == wording.REFUSAL_PREFIX:
         return f"Strongest attack found: {_outcome(best)}.", depth
     if best is None or not rest:
@@ -116,6 +120,11 @@ def sentences(audit: Audit) -> tuple[str, str | None]:
         other = _best([row for row in rest if row.counted is Counted.CONTINUATION] or rest)
         return depth, f"No other attack that was tried does better: the strongest of them, {_outcome(other)}."
     return f"Strongest attack found: {_outcome(best)}.", depth
+
+
+def _others(audit: Audit) -> list[AttackRow]:
+    """Rows beyond the depth sweep, on the model, of what can be typed."""
+    return [row for row in wording.other_attacks(audit) if row.subject is Subject.MODEL and row.typeable]
 
 
 def _outcome(row: AttackRow) -> str:

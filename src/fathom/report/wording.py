@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from fathom.records import Counted, Parameter, Subject
 from fathom.report.hostile import one_line
-from fathom.schema import AttackRow, Audit, HalfDepth
+from fathom.schema import UNTYPED, AttackRow, Audit, HalfDepth
 from fathom.tally import percent
 
 __all__ = [
@@ -229,8 +229,9 @@ def rated_row(row: AttackRow) -> str:
 
 
 def attack_name(attack: str) -> str:
-    """An attack's name as people write it."""
-    return one_line(attack, 60).replace("_", " ")
+    """An attack's name as people write it, with what must never be overlooked."""
+    name = one_line(attack, 60).replace("_", " ")
+    return f"{name}, not typeable" if attack in UNTYPED else name
 
 
 def setting(parameters: Mapping[str, Parameter], without: Iterable[str] = ()) -> str:

@@ -19,7 +19,7 @@ from fathom.errors import UserError
 from fathom.model import ChatModel
 from fathom.scoring import Scorer
 
-__all__ = ["Suffixes", "TargetKind", "found_fields", "search_of", "shared_cost"]
+__all__ = ["Suffixes", "TargetKind", "found_fields", "search_of", "shared_cost", "wanted"]
 
 
 class TargetKind(StrEnum):
@@ -122,21 +122,7 @@ class Suffixes:
 
     def wanted(self, item: PreparedBehavior, model: ChatModel) -> Wanted:
         """The response ids that the suffix is to bring about."""
-        behavior, chat = item.behavior, model.chat
-        prefix = () if behavior.target is None else chat.response_ids(behavior.messages, behavior.target)
-        answer = item.answer_ids if item.whole else ()
-        if self.target is TargetKind.PREFIX and prefix:
-            return Wanted(prefix)
-        longest = self.tokens + (len(prefix) if self.target is TargetKind.EXTENDED else 0)
-        ids = answer[:longest] if answer else prefix
-        if not ids:
-            raise UserError(
-                f"behavior {behavior.name} has neither a target nor an answer to bring about: give it a target, such "
-                "as 'Sure, here is'"
-            )
-        if self.target is not TargetKind.DEEP:
-            return Wanted(ids)
-        return Wanted(ids, emphasised(_refusal_mass(model, item, ids)))
+        return wanted(item, model, self.target, self.tokens)
 
     def adds(self, item: PreparedBehavior, chat: ChatFormat) -> int:
         """The suffix, and a space before it."""
@@ -153,6 +139,29 @@ class Suffixes:
         whole = self.adds(item, chat) - 1 + after_suffix(chat, item.behavior.messages) + target
         passes = self.width + self.merge + 2  # candidates, the gradient, and another start with what it is compared to
         return (self.steps + 1) * passes * whole + 2 * (len(item.prompt_ids) + target)
+
+
+def wanted(item: PreparedBehavior, model: ChatModel, kind: TargetKind, tokens: int) -> Wanted:
+    """The response ids that a search is to bring about, as `kind` says.
+
+    Raises:
+        UserError: the behavior has neither a target nor an answer.
+    """
+    behavior, chat = item.behavior, model.chat
+    prefix = () if behavior.target is None else chat.response_ids(behavior.messages, behavior.target)
+    answer = item.answer_ids if item.whole else ()
+    if kind is TargetKind.PREFIX and prefix:
+        return Wanted(prefix)
+    longest = tokens + (len(prefix) if kind is TargetKind.EXTENDED else 0)
+    ids = answer[:longest] if answer else prefix
+    if not ids:
+        raise UserError(
+            f"behavior {behavior.name} has neither a target nor an answer to bring about: give it a target, such "
+            "as 'Sure, here is'"
+        )
+    if kind is not TargetKind.DEEP:
+        return Wanted(ids)
+    return Wanted(ids, emphasised(_refusal_mass(model, item, ids)))
 
 
 class _Latest(NamedTuple):

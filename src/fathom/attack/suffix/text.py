@@ -25,6 +25,7 @@ __all__ = [
     "Typist",
     "after_suffix",
     "allowed_ids",
+    "around_place",
     "ending_in_place",
     "place_suffix",
     "start_ids",
@@ -74,6 +75,13 @@ def ending_in_place(messages: Sequence[Message], joined: Joined) -> tuple[Messag
     return (*head, Message(role=last.role, content=last.content + joined.text + PLACE))
 
 
+class Sides(NamedTuple):
+    """A request's ids before and behind the place of a suffix."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 class Placed(NamedTuple):
     """Rendered text on both sides of the suffix, and the messages that it comes from."""
 
@@ -98,7 +106,7 @@ def place_suffix(
     Raises:
         UserError: `PLACE` stands there twice, the template repeats or drops it, or no placing keeps the suffix's ids.
     """
-    for placed in _placings(chat, behavior, messages):
+    for placed in placings(chat, behavior, messages):
         sides = _sides(chat, placed, start)
         if sides is not None:
             before, after = sides
@@ -130,13 +138,13 @@ def typed_messages(
 
     `joined` is how the search had it: elsewhere the suffix may keep its ids too, in a conversation that was not scored.
     """
-    placings = sorted(_placings(chat, "", messages), key=lambda placed: placed.joined is not joined)
-    kept = [placed for placed in placings if _sides(chat, placed, suffix) is not None]
-    placed = (kept or placings)[0]
+    options = sorted(placings(chat, "", messages), key=lambda placed: placed.joined is not joined)
+    kept = [placed for placed in options if _sides(chat, placed, suffix) is not None]
+    placed = (kept or options)[0]
     return Typed(with_suffix(placed.messages, suffix_text(chat, suffix)), placed.joined)
 
 
-def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> list[Placed]:
+def placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> list[Placed]:
     """Where the suffix can go: where the user wants it, or else at the end in two ways."""
     given = sum(message.content.count(PLACE) for message in messages)
     named = f"behavior {behavior}" if behavior else f"the request {messages[-1].content[:60]!r}"
@@ -154,6 +162,20 @@ def _placings(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> l
     return placed
 
 
+def around_place(chat: ChatFormat, behavior: str, messages: Sequence[Message]) -> Sides:
+    """The ids of the request as it is asked without a suffix, parted where one would stand, directly behind its text.
+
+    Raises:
+        UserError: `PLACE` stands there twice, or the template repeats or drops it.
+    """
+    placed = placings(chat, behavior, messages)[-1]
+    whole = chat.prompt_ids(with_suffix(placed.messages, ""))
+    marked = chat.prompt_ids(with_suffix(placed.messages, _MARK))
+    same = (place for place in range(min(len(whole), len(marked))) if whole[-1 - place] != marked[-1 - place])
+    cut = len(whole) - next(same, len(whole))
+    return Sides(whole[:cut], whole[cut:])
+
+
 def _sides(chat: ChatFormat, placed: Placed, suffix: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The ids before and after the suffix, where the whole conversation is tokenised to them and it."""
     whole = chat.prompt_ids(with_suffix(placed.messages, suffix_text(chat, suffix)))
@@ -169,7 +191,7 @@ def _sides(chat: ChatFormat, placed: Placed, suffix: Sequence[int]) -> tuple[tup
 
 def after_suffix(chat: ChatFormat, messages: Sequence[Message]) -> int:
     """How many tokens of the conversation stand behind the place of a suffix, whichever suffix it is."""
-    return max(len(chat.tokenise(placed.after)) for placed in _placings(chat, "", messages))
+    return max(len(chat.tokenise(placed.after)) for placed in placings(chat, "", messages))
 
 
 def start_ids(
@@ -189,22 +211,22 @@ def start_ids(
     if not len(ids):
         raise UserError("no token of the vocabulary may be used in a suffix: allow more than ASCII")
     random = generator(seed, -1 - turn)
-    placings = _placings(chat, "", messages)
+    options = placings(chat, "", messages)
     for _ in range(_STARTS):
         suffix = tuple(ids[torch.randint(len(ids), (length,), generator=random)].tolist())
-        if any(_sides(chat, placed, suffix) is not None for placed in placings):
+        if any(_sides(chat, placed, suffix) is not None for placed in options):
             return suffix
-    return _grown(chat, placings, ids, length, random)
+    return _grown(chat, options, ids, length, random)
 
 
 def _grown(
-    chat: ChatFormat, placings: Sequence[Placed], ids: Tensor, length: int, random: torch.Generator
+    chat: ChatFormat, options: Sequence[Placed], ids: Tensor, length: int, random: torch.Generator
 ) -> tuple[int, ...]:
     """A suffix that can be typed, token by token: where few random ones can, each of its beginnings must."""
     suffix: tuple[int, ...] = ()
     while len(suffix) < length:
         for token in ids[torch.randperm(len(ids), generator=random)[:_STARTS]].tolist():
-            if any(_sides(chat, placed, (*suffix, token)) is not None for placed in placings):
+            if any(_sides(chat, placed, (*suffix, token)) is not None for placed in options):
                 suffix = (*suffix, token)
                 break
         else:
