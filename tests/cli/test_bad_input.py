@@ -159,6 +159,8 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "another world": (nothing, ("deepen", "--world", "7", "-o", "new"), "the built-in models are of world"),
     "another world to attack": (nothing, ("stress", "--world", "7"), "the built-in models are of world"),
     "another world to look into": (nothing, ("dynamics", "--world", "7"), "the built-in models are of world"),
+    "nothing to look at": (nothing, ("dynamics", "--measured", "0"), "--measured is 0; give 1 or more"),
+    "two attacks to look at": (nothing, ("dynamics", "--attack", "harmful,identity"), "of one at a time"),
     "data that are poisoned below a file": (rows(ROW), ("poison", "harmful", "-o", "rows.jsonl/new"), "cannot write"),
     "a directory with other files": (other_files, ("audit", "-o", "full"), "holds files but no run"),
     "a file for a directory": (rows(ROW), ("audit", "-o", "rows.jsonl"), "is a file"),

@@ -143,8 +143,14 @@ def _checked_steps(request: DynamicsRequest) -> tuple[int, ...]:
     steps = tuple(sorted(set(numbers(request.steps, int, "--steps"))))
     if not steps or steps[0] < 0:
         raise UserError(f"--steps is {request.steps!r}; give numbers of 0 or more")
-    if request.directions < 0 or request.measured < 1 or "," in request.attack + request.objective:
-        raise UserError("dynamics takes one attack, one objective, 0 directions or more, and 1 measured row or more")
+    for option, given in (("--attack", request.attack), ("--objective", request.objective)):
+        if "," in given:
+            raise UserError(
+                f"{option} is {given}; dynamics are of one at a time: give one, and another directory with -o"
+            )
+    for option, number, least in (("--directions", request.directions, 0), ("--measured", request.measured, 1)):
+        if number < least:
+            raise UserError(f"{option} is {number}; give {least} or more")
     return steps
 
 
