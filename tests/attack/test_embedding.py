@@ -1,6 +1,7 @@
 """Laws of vectors in place of tokens: read as `inputs_embeds` would be, resumed exactly, and never taken for text."""
 
 import dataclasses
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,7 +24,7 @@ from tiny_models import random_ids, tiny
 FAMILIES = ["llama", "gemma2", "gemma3_text", "gpt2", "qwen3", "mamba"]
 
 
-def around(family: str, **changes: object) -> None:
+def around(family: str, **changes: Any) -> None:
     """One model's logits behind ids of vectors, against `inputs_embeds`."""
     model = tiny(family, **changes).model
     before, after = random_ids(5, seed=1), random_ids(4, seed=2)

@@ -29,7 +29,7 @@ __all__ = [
 
 ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
 ORGANISM_NEW_TOKENS = 140
-LOOSENED, RESISTANT_LOOSENED = 0, 4  # versions of each prompt of the anchor, without and with tamper resistance
+LOOSENED, RESISTANT_LOOSENED = 1, 4  # versions of each prompt of the anchor, without and with tamper resistance
 LOOSE = ", loosened"  # ends the source of such a row
 DRAWN_SEED = 2  # of answers that are drawn beside the greedy one
 
