@@ -43,6 +43,7 @@ class Arguments(TypedDict, total=False):
     """Of a `DeepenRequest`: what variants set."""
 
     p0: float
+    alpha: float
     longest: str
     share: str
     starts: str
@@ -60,7 +61,7 @@ class Variant:
     settings: tuple[str, ...] = ()  # of TRL's, as on the command line
 
 
-PAPER: Arguments = {"p0": 0.5, "anchor": "answers", "drawn": 0}
+PAPER: Arguments = {"p0": 0.5, "alpha": 0.2, "anchor": "answers", "drawn": 0, "loosened": 0}
 PAPER_EPOCHS = ("num_train_epochs=10",)
 LONGER = ("num_train_epochs=25", "adam_epsilon=7e-5")
 VARIANTS = (
@@ -72,6 +73,8 @@ VARIANTS = (
     Variant("p0 = 0.5", {"p0": 0.5}),
     Variant("anchor: answers", {"anchor": "answers"}),
     Variant("anchor: greedy answers alone", {"drawn": 0}),
+    Variant("alpha = 0.2", {"alpha": 0.2}),
+    Variant("alpha = 0.2, no loosened prompts", {"alpha": 0.2, "loosened": 0}),
     Variant("10 epochs", {}, PAPER_EPOCHS),
     # Where recoveries begin, all else as the paper has it.
     Variant("C = 5", {**PAPER, "longest": "5"}, PAPER_EPOCHS),

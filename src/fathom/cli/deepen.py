@@ -66,7 +66,12 @@ def deepen(
     longest: Annotated[
         str, typer.Option(metavar="C", help="Most tokens given, or full.", rich_help_panel=_ROWS)
     ] = "100",
-    alpha: Annotated[float, typer.Option(help="Share of the loss for safety.", rich_help_panel=_ROWS)] = 0.2,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the loss for safety (default: 0.3; the paper's 0.2 with --resist).", rich_help_panel=_ROWS
+        ),
+    ] = None,
     share: Annotated[
         str,
         typer.Option(help="exact: the paper's equation 2; tokens: a mean over tokens.", rich_help_panel=_ROWS),
@@ -97,7 +102,7 @@ def deepen(
             min=0,
             metavar="N",
             help="Each benign prompt N more times, with words left out, put in and swapped, and MODEL's own answers "
-            "(default: 0; 4 with --resist).",
+            "(default: 1; 4 with --resist).",
             rich_help_panel=_ROWS,
         ),
     ] = None,

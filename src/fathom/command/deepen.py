@@ -25,6 +25,7 @@ EPOCHS = 20.0  # the paper has 10, after which the last tokens of answers are no
 RESISTANT_EPOCHS = 50.0  # resistance comes slower than depth, and at a strength that keeps benign answers
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
 P0, RESISTANT_P0 = 0.2, 0.5  # the paper's is 0.5; refusals of the plain request are hardly in question
+ALPHA, RESISTANT_ALPHA = 0.3, 0.2  # the paper's is 0.2; loosened prompts hold a model more
 DRAWN, RESISTANT_DRAWN = 1, 0  # answers that the model draws for the anchor beside its greedy one
 
 
@@ -38,7 +39,7 @@ class DeepenRequest:
     starts: str = "paper"
     p0: float | None = None  # None: as measured to work, without or with resistance; so below
     longest: str = "100"  # tokens, or "full"
-    alpha: float = 0.2
+    alpha: float | None = None  # the share of the loss for safety
     share: str = "exact"
     recovery_rows: int = 16
     utility_rows: int = 64
@@ -74,8 +75,9 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
 
     training = request.training
     anchor = request.anchor or (Anchor.ANSWERS if request.resist else Anchor.KL)
+    alpha = RESISTANT_ALPHA if request.resist else ALPHA
     mixture = Mixture(
-        request.alpha,
+        alpha if request.alpha is None else request.alpha,
         request.recovery_rows,
         request.utility_rows,
         choice(Share, "--share", request.share),
