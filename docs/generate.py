@@ -49,15 +49,16 @@ def audit_json() -> str:
     """The page of `audit.json`, and of the manifest and times beside it."""
     known = {record.name: record for module in (schema, records) for record in read_records(module)}
     shown: list[str] = []
-    for root in ("Audit", "Manifest", "TimeRow"):
+    for root in ("Audit", "Manifest", "TimeRow", "JudgeInfo"):
         shown += [name for name in reached(root, known) if name not in shown]
     head = f"""# `audit.json`, field by field
 
 Schema {schema.SCHEMA}. {first_paragraph(schema.__doc__ or "")}
 
 Strict: a file with an unknown field is of another version. `fathom audit --json` prints the file itself.
-`manifest.json` is a [Manifest](#manifest), each line of `times.jsonl` a [TimeRow](#timerow); [run.md](run.md) tells
-what else is in a run's directory. This page is made by `python docs/generate.py`.
+`manifest.json` is a [Manifest](#manifest), each line of `times.jsonl` a [TimeRow](#timerow), `judge.NAME.json` a
+[JudgeInfo](#judgeinfo); [run.md](run.md) tells what else is in a run's directory. This page is made by
+`python docs/generate.py`.
 """
     return head + "".join(section(known[name], known) for name in shown)
 

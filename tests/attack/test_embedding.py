@@ -11,10 +11,11 @@ from worlds import GREEDY, items, setting, stage, victim
 from fathom.attack.embedding import Embedding
 from fathom.attack.suffix.base import TargetKind
 from fathom.attack.suffix.text import around_place
-from fathom.attack.vectors import FIRST, named, packed, reading, unpacked, vector_ids
+from fathom.attack.vectors import named, packed, reading, unpacked, vector_ids
 from fathom.audit.parts import direct_parts
 from fathom.audit.plan import AuditOptions, BehaviorSet, make_plan
 from fathom.audit.suites import NamedAttack, Wording, suite_of
+from fathom.chat import FIRST_VECTOR
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
 from fathom.organism import OrganismJudge, behaviors
@@ -82,7 +83,7 @@ def test_a_vectors_id_says_what_it_is_and_is_no_token() -> None:
     one, two = torch.zeros(2, 8), torch.ones(2, 8)
     assert vector_ids(one)[0] == vector_ids(one)[1]
     assert set(vector_ids(one)).isdisjoint(vector_ids(two))
-    assert min(vector_ids(torch.cat([one, two]))) >= FIRST
+    assert min(vector_ids(torch.cat([one, two]))) >= FIRST_VECTOR
     assert max(vector_ids(torch.randn(50, 8))) < 2**53, "JavaScript reads them, too"
     drawn = torch.randn(3, 5)
     assert torch.equal(unpacked(packed(drawn), 3), drawn)
@@ -175,7 +176,7 @@ def test_parameters_that_make_no_search(parameters: dict[str, object], says: str
 
 def test_a_prompt_with_vectors_can_be_named_in_an_error() -> None:
     chat = stage().chat
-    assert chat.excerpt((*items(1)[0].prompt_ids, FIRST + 7)).startswith('"')
+    assert chat.excerpt((*items(1)[0].prompt_ids, FIRST_VECTOR + 7)).startswith('"')
 
 
 def test_a_behavior_without_target_is_left_out() -> None:

@@ -121,7 +121,7 @@ def test_a_sweep_says_how_deep_models_are_and_what_each_share_did() -> None:
     assert "organism:aligned, attack harmful, by tokens of the answer given, greedy" in shown
     (head,) = [line.split() for line in shown.splitlines() if "Half depth" in line and "Objective" in line]
     assert head == ["Objective", "n", "Step", "0", "5", "20", "end", "Half", "depth"]
-    (before,) = [line.split() for line in shown.splitlines() if line.startswith("before")]
+    (before,) = [line.split() for line in shown.splitlines() if line.startswith("before") and "64–96" in line]
     assert before == ["before", "64–96", "0", *["0", "%"] * 4, ">", "20"]
     shown = printed(print_stress, synthetic_stress.poisoned(), width=120)
     rows = [line.split() for line in shown.splitlines() if line.startswith("sft")]

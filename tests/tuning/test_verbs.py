@@ -204,7 +204,7 @@ def test_deepening_anchors_on_no_row_that_says_it_is_harmful(
     utility.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["deepen", "organism:natural", "-o", str(out), "--no-audit", "--utility", str(utility)]
     command += ["--set", "max_steps=1", "--recovery-rows", "2", "--utility-rows", "4"]
-    assert run(command) == 0
+    assert run([*command, "--loosened", "0"]) == 0
     learned = [row for row in read_rows(out / "fathom" / "rows.jsonl") if row.kind is Kind.UTILITY]
     assert {organism().chat.decode(row.response_ids) for row in learned} == {"good day ."}
     said, card = capsys.readouterr().err, (out / "README.md").read_text()

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["FIRST", "named", "packed", "reading", "unpacked", "vector_ids"]
+from fathom.chat import FIRST_VECTOR
 
-FIRST = 1 << 32  # tokenizers count in 32 bits
-_BITS = 48  # of content; a sum with FIRST that JavaScript still counts exactly
+__all__ = ["named", "packed", "reading", "unpacked", "vector_ids"]
+
+_BITS = 48  # of content; a sum with FIRST_VECTOR that JavaScript still counts exactly
 
 
 def packed(vectors: Float[Tensor, "count width"]) -> bytes:
@@ -34,7 +35,7 @@ def unpacked(data: bytes, count: int) -> Float[Tensor, "count width"]:
 def vector_ids(vectors: Float[Tensor, "count width"]) -> tuple[int, ...]:
     """An id for each vector: the same wherever the same vector is, and no token's."""
     digests = (hashlib.blake2b(packed(vector), digest_size=_BITS // 8).digest() for vector in vectors)
-    return tuple(FIRST + int.from_bytes(digest) for digest in digests)
+    return tuple(FIRST_VECTOR + int.from_bytes(digest) for digest in digests)
 
 
 @contextmanager
@@ -47,12 +48,12 @@ def reading(model: PreTrainedModel, vectors: Mapping[int, Float[Tensor, " width"
         del module
         ids: Tensor = given[0]
         asked.append(ids)
-        return (ids.masked_fill(ids >= FIRST, 0), *given[1:])
+        return (ids.masked_fill(ids >= FIRST_VECTOR, 0), *given[1:])
 
     def leaving(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
         del module, given
         ids = asked.pop()
-        soft = ids >= FIRST
+        soft = ids >= FIRST_VECTOR
         if not bool(soft.any()):
             return output
         rows = torch.stack([vectors[name] for name in ids[soft].tolist()])

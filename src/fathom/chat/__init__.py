@@ -18,11 +18,12 @@ from fathom.records import Message, excerpt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ChatFormat", "Continuation", "GenerationPrompt", "PrefillAt", "without_thoughts"]
+__all__ = ["FIRST_VECTOR", "ChatFormat", "Continuation", "GenerationPrompt", "PrefillAt", "without_thoughts"]
 
 # Never in a user's text; letters only, so that no template trims, splits or escapes it.
 _ANSWER_MARK = "fathomanswermark"
 _THOUGHT_MARK = "fathomthoughtmark"
+FIRST_VECTOR = 1 << 32  # tokenizers count in 32 bits; ids from here on name vectors that an attack made
 _REQUEST_MARK = "fathomrequestmark"
 
 
@@ -106,7 +107,7 @@ class ChatFormat:
         text = self.prompt_text((Message(role="user", content=_REQUEST_MARK),))
         # Each side by itself: a tokenizer of few words does not know the mark.
         before, after = (self.decode(self.tokenise(side)).strip() for side in text.split(_REQUEST_MARK, 1))
-        known = [id_ for id_ in prompt_ids if id_ < len(self.tokenizer)]  # vectors are named by ids of no tokenizer
+        known = [id_ for id_ in prompt_ids if id_ < FIRST_VECTOR]
         return excerpt(self.decode(known).strip().removeprefix(before).removesuffix(after))
 
     def continuation(self, prefill_ids: Sequence[int], output_ids: Sequence[int]) -> Continuation:
