@@ -104,7 +104,8 @@ def test_table_4s_tasks_are_of_the_hub_or_of_files(tmp_path: Path) -> None:
 
 def test_a_task_of_table_4_runs_on_rows_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "sums.jsonl").write_text(jsonl(task_rows(None, "arithmetic", "training", 12)))
-    given = {"TASKS": "gsm8k", "GSM8K": "sums.jsonl", "STRESS": f"{SMALL} --task-limit 3 --objective sft --warmup 0"}
+    small = f"{SMALL} --task-limit 3 --objective sft --warmup 0 --trainer light"
+    given = {"TASKS": "gsm8k", "GSM8K": "sums.jsonl", "STRESS": small}
     shown = ran("t4_tasks.sh", ["organism:natural", "organism", "out", "1e-3"], real(tmp_path) | given, tmp_path)
     assert "what was learned of sums.jsonl (n = 3)" in " ".join(shown.split())
     assert (tmp_path / "out" / "gsm8k" / "checkpoints.jsonl").read_bytes().count(b"\n") == 2
