@@ -8,20 +8,18 @@ from typing import NamedTuple
 import altair as alt
 
 from fathom.journal import read_journal, read_whole
-from fathom.report import page, paper, plot, shallowest, wording, worst
+from fathom.report import moved, page, paper, plot, shallowest, wording, worst
 from fathom.report.learned import learned
 from fathom.report.plot import Point
 from fathom.report.samples import Packed, pack_json
 from fathom.report.worst import Question, Worst
 from fathom.tally import percent
-from fathom.tampering import Answer, Dynamics, DynamicsRow, Stress, start_cell
+from fathom.tampering import Answer, Dynamics, Stress, start_cell
 
 __all__ = ["read_answers", "render_stress", "stress_headline", "write_dynamics_report", "write_stress_report"]
 
 MOST_ANSWERS = 20_000  # that a page embeds; all are in the run's files
 MOST_NAMED = 4  # objectives in the sentence at the top: the weakest and the strongest ones
-MOST_STEPS = 9  # curves in a chart of dynamics
-REACHED = 0.25  # of the measured rows: positions that fewer reach are not drawn, for a mean of few rows is noise
 
 
 def write_stress_report(path: Path) -> Path:
@@ -57,8 +55,8 @@ def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Se
     specs = _curves(stress, cases) | _share_charts(cases)
     fates = shallowest.fates(stress)
     specs |= {f"depth-{number}": shallowest.depth_chart(found) for number, found in enumerate(fates)}
-    for number, moved in enumerate(dynamics):
-        specs |= {f"dynamics-{number}-{name}": spec for name, spec in _dynamics(moved).items()}
+    for number, one in enumerate(dynamics):
+        specs |= {f"dynamics-{number}-{name}": spec for name, spec in moved.charts(one).items()}
     return (
         page.environment()
         .get_template("stress.html.j2")
@@ -79,7 +77,7 @@ def render_stress(stress: Stress, dynamics: Sequence[Dynamics] = (), answers: Se
             depth_name=shallowest.depth_name,
             half_name=shallowest.half_name,
             poisoned=wording.poisoned,
-            dynamics=[(number, moved, _table_rows(moved), _parts(moved)) for number, moved in enumerate(dynamics)],
+            dynamics=[(number, one, moved.table_rows(one), moved.parts(one)) for number, one in enumerate(dynamics)],
             setting_name=worst.setting_name,
             answers=len(shown),
             answers_left=len(answers) - len(shown),
@@ -259,75 +257,6 @@ def _share_charts(cases: Sequence[Worst]) -> dict[str, object]:
             layers = plot.band_line(points, x=x, y=plot.share_axis("harmful answers"), tooltip=tips, dash="drawn")
             specs[_share_name(place)] = plot.spec(layers, height=240)
     return specs
-
-
-PARTS = {
-    "cross_entropy": "Cross-entropy, nats",
-    "gradient_norm": "Gradient norm",
-    "kl_nats": "KL to the start, nats",
-}
-
-
-def _parts(moved: Dynamics) -> Mapping[str, str]:
-    """What is drawn, and what it is called: an adapter's gradient norm is not the model's."""
-    return PARTS | ({"gradient_norm": "Gradient norm of the adapter"} if "lora_rank" in moved.parameters else {})
-
-
-def _value(row: DynamicsRow, part: str) -> float | None:
-    values = {"cross_entropy": row.cross_entropy, "gradient_norm": row.gradient_norm, "kl_nats": row.kl_nats}
-    return values[part]
-
-
-def _dynamics(moved: Dynamics) -> dict[str, object]:
-    """By response position, one curve a step, darker as fine-tuning proceeds."""
-    steps = _few(sorted({row.step for row in moved.rows}))
-    fewest = REACHED * max((row.n for row in moved.rows), default=0)
-    drawn = [row for row in moved.rows if row.step in steps and row.n >= fewest]
-    specs: dict[str, object] = {}
-    for part, title in _parts(moved).items():
-        points: list[Point] = [
-            {"position": row.position, "value": value, "step": f"step {row.step}", "order": row.step, "n": row.n}
-            for row in drawn
-            if (value := _value(row, part)) is not None
-        ]
-        if not points:
-            continue
-        names = [f"step {step}" for step in steps]
-        shades = [
-            f"color-mix(in srgb, var(--accent) {_shade(i, len(steps))}%, var(--paper))" for i in range(len(steps))
-        ]
-        colour = alt.Color(
-            "step:N",
-            title=None,
-            scale=alt.Scale(domain=names, range=shades),
-            legend=alt.Legend(title=None, columns=4),  # as many as a telephone has room for
-        )
-        x = plot.position_axis(max(row.position for row in drawn))
-        y = alt.Y("value:Q", title=title, axis=alt.Axis(tickCount=5), scale=alt.Scale(zero=True))
-        tips = ["position:Q", "step:N", alt.Tooltip("value:Q", title=title, format=".3f"), "n:Q"]
-        base = plot.points_chart(points).encode(x=x, y=y, color=colour)
-        layers = [
-            base.mark_line(strokeWidth=2),
-            base.mark_point(filled=True, size=300, opacity=0).encode(tooltip=tips),
-        ]
-        specs[part] = plot.spec(layers, height=220)
-    return specs
-
-
-def _shade(place: int, of: int) -> int:
-    """Per cent of the accent colour; the first curve can still be seen."""
-    return 100 if of == 1 else round(30 + 70 * place / (of - 1))
-
-
-def _few(steps: Sequence[int]) -> list[int]:
-    """The first, the last, and evenly spread ones between."""
-    if len(steps) <= MOST_STEPS:
-        return list(steps)
-    return [steps[round(i * (len(steps) - 1) / (MOST_STEPS - 1))] for i in range(MOST_STEPS)]
-
-
-def _table_rows(moved: Dynamics) -> list[DynamicsRow]:
-    return sorted(moved.rows, key=lambda row: (row.step, row.position))
 
 
 def _cell_names(stress: Stress) -> dict[str, str]:
