@@ -1,6 +1,6 @@
 """`fathom deepen`: recovery rows and an anchor, from files or from the organism, learned as they were drawn ahead."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ from fathom.command.deepening import Deepening
 from fathom.command.lora import default_rate
 from fathom.command.outcome import Auditing, finish_card
 from fathom.command.request import Judges, choice
-from fathom.command.sources import LOOSENED, RESISTANT_LOOSENED, load_sources
+from fathom.command.sources import load_sources
 from fathom.command.training import TrainingRequest, run_job, training_ranks
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
@@ -21,48 +21,54 @@ if TYPE_CHECKING:
 __all__ = ["DeepenRequest", "run_deepen"]
 
 ORGANISM_RATE = 1e-3  # of its own deepened stage
-EPOCHS = 20.0  # the paper has 10, after which the last tokens of answers are not covered on every model
-RESISTANT_EPOCHS = 50.0  # resistance comes slower than depth, and at a strength that keeps benign answers
 ATTACKERS = (0.3, 3.0)  # the rates that are simulated, as multiples of deepening's own
-P0, RESISTANT_P0 = 0.2, 0.5  # the paper's is 0.5; refusals of the plain request are hardly in question
-ALPHA, RESISTANT_ALPHA = 0.3, 0.2  # the paper's is 0.2; loosened prompts hold a model more
-DRAWN, RESISTANT_DRAWN = 1, 0  # answers that the model draws for the anchor beside its greedy one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What deepening chooses where it was not asked for otherwise."""
+
+    epochs: float
+    p0: float
+    alpha: float
+    anchor: str
+    drawn: int
+    loosened: int
+
+
+# The paper has 10 epochs, p₀ 0.5, α 0.2 and greedy answers that are learned: the last tokens of answers are not covered
+# on every model then, and benign answers are lost.
+DEEPENING = Chosen(epochs=20.0, p0=0.2, alpha=0.3, anchor="kl", drawn=1, loosened=1)
+# The paper's, as its figures were measured; resistance comes slower than depth, and moves what few prompts hold.
+RESISTING = Chosen(epochs=50.0, p0=0.5, alpha=0.2, anchor="answers", drawn=0, loosened=4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepenRequest:
-    """Deepening as it was asked for."""
+    """Deepening as it was asked for; what is None is the usual."""
 
     training: TrainingRequest
     triplets: Path | None = None
     utility: Path | None = None
     starts: str = "paper"
-    p0: float | None = None  # None: as measured to work, without or with resistance; so below
+    p0: float | None = None
     longest: str = "100"  # tokens, or "full"
     alpha: float | None = None  # the share of the loss for safety
     share: str = "exact"
     recovery_rows: int = 16
     utility_rows: int = 64
     anchor: str | None = None  # "kl" or "answers"
-    drawn: int | None = None
+    drawn: int | None = None  # answers that the model draws to each benign prompt without one, beside its greedy one
     resist: float = 0.0  # the weight of tamper resistance; 0: none
     loosened: int | None = None  # versions of each benign prompt with words left out, put in and swapped
     world: int | None = None  # of an organism that `fathom organism train` made
 
     @property
-    def nothing_given(self) -> float:
-        """p₀: the share of recovery rows with k = 0."""
-        return self.p0 if self.p0 is not None else RESISTANT_P0 if self.resist else P0
-
-    @property
-    def answers_drawn(self) -> int:
-        """How many answers the model draws to each benign prompt that has none, beside its greedy one."""
-        return self.drawn if self.drawn is not None else RESISTANT_DRAWN if self.resist else DRAWN
-
-    @property
-    def versions(self) -> int:
-        """How often each benign prompt is loosened: as asked for, else as resistance needs it."""
-        return self.loosened if self.loosened is not None else RESISTANT_LOOSENED if self.resist else LOOSENED
+    def chosen(self) -> Chosen:
+        """The usual, with what was asked for in its place."""
+        usual = RESISTING if self.resist else DEEPENING
+        given = {field.name: getattr(self, field.name, None) for field in fields(usual)}
+        return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 
 def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
@@ -73,15 +79,13 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     """
     from fathom.deepen.mixture import Anchor, Mixture, Share
 
-    training = request.training
-    anchor = request.anchor or (Anchor.ANSWERS if request.resist else Anchor.KL)
-    alpha = RESISTANT_ALPHA if request.resist else ALPHA
+    training, chosen = request.training, request.chosen
     mixture = Mixture(
-        alpha if request.alpha is None else request.alpha,
+        chosen.alpha,
         request.recovery_rows,
         request.utility_rows,
         choice(Share, "--share", request.share),
-        choice(Anchor, "--anchor", anchor),
+        choice(Anchor, "--anchor", chosen.anchor),
     )
     world = world_asked(training.model, None, request.world)
     sources = load_sources(training.model, request.triplets, request.utility, world)
@@ -92,9 +96,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
 
     settings = read_settings(training.config, training.overrides)
     # The paper states betas and warm-up for section 4 alone; here they are TRL's defaults.
-    settings = settings.with_defaults(
-        num_train_epochs=RESISTANT_EPOCHS if request.resist else EPOCHS, adam_beta1=0.9, warmup_steps=0
-    )
+    settings = settings.with_defaults(num_train_epochs=chosen.epochs, adam_beta1=0.9, warmup_steps=0)
     built_in = training.model.is_organism or world is not None
     settings = default_rate(settings, training.lora, ORGANISM_RATE if built_in else None)
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
@@ -108,7 +110,7 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
 def _sampler(request: DeepenRequest, longest: int | None) -> "StartSampler":
     from fathom.deepen.starts import EveryPosition, Insertion, PaperStarts
 
-    paper = PaperStarts(request.nothing_given, longest)
+    paper = PaperStarts(request.chosen.p0, longest)
     samplers: dict[str, StartSampler] = {
         "paper": paper,
         "every-position": EveryPosition(),

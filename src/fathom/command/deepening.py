@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from fathom.command.request import display_for
 from fathom.command.sources import (
     LOOSE,
-    LOOSENED,
     ORGANISM_NEW_TOKENS,
-    RESISTANT_LOOSENED,
     Sources,
     Utility,
     anchor_rows,
@@ -65,6 +63,8 @@ class Deepening:
             f"{mixture.recovery} + {mixture.utility} rows a step, anchored by {mixture.anchor}{beside}",
             "sources": content_hash(repr(self.sources)),
             "mixture": repr(mixture),
+            "loosened": self.request.chosen.loosened,
+            "drawn": self.request.chosen.drawn,
             "starts": "mined" if self.sampler is None else repr(self.sampler),
             "lora": repr(self.request.training.lora),
             "settings": self.settings.plain,
@@ -72,10 +72,6 @@ class Deepening:
         }
         if self.resistance is not None:
             asked["resistance"] = repr(self.resistance)
-        if self.request.versions != (LOOSENED if self.resistance is None else RESISTANT_LOOSENED):
-            asked["loosened"] = self.request.versions  # named where it was chosen: there are older directories
-        if self.request.answers_drawn:
-            asked["drawn"] = self.request.answers_drawn
         return asked
 
     def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
@@ -87,11 +83,11 @@ class Deepening:
         triplets = encode_triplets(model.chat, self.sources.triplets)
         sampler = self.sampler
         if sampler is None:
-            sampler = _mined(request.nothing_given, model, self.sources.triplets)
+            sampler = _mined(request.chosen.p0, model, self.sources.triplets)
         steps = self._steps(len(triplets))
         check_warmup(settings.with_defaults(max_steps=steps), steps * mixture.batch)
         recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
-        loose = loosened_anchor(self.sources.utility, request.versions, settings.seed)
+        loose = loosened_anchor(self.sources.utility, request.chosen.loosened, settings.seed)
         rows = mixture.mix(recoveries, self._anchor(model, loose), seed=settings.seed)
         fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
         notes = (*self.notes, *self._notes(sampler, triplets, len(loose)))
@@ -136,7 +132,7 @@ class Deepening:
 
     def _anchor(self, model: "ChatModel", loose: Sequence[Utility]) -> "tuple[TrainingRow, ...]":
         """The model's own answers, and those to prompts that were loosened, as long as the longest of the others."""
-        drawn = self.request.answers_drawn
+        drawn = self.request.chosen.drawn
         rows = anchor_rows(model, self.sources.utility, drawn=drawn, display=display_for(ALONE))
         if not loose:
             return rows

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOOSE",
-    "LOOSENED",
     "ORGANISM_NEW_TOKENS",
-    "RESISTANT_LOOSENED",
     "Sources",
     "Utility",
     "anchor_rows",
@@ -29,7 +27,6 @@ __all__ = [
 
 ORGANISM_TRIPLETS, ORGANISM_UTILITY = 256, 512
 ORGANISM_NEW_TOKENS = 140
-LOOSENED, RESISTANT_LOOSENED = 1, 4  # versions of each prompt of the anchor, without and with tamper resistance
 LOOSE = ", loosened"  # ends the source of such a row
 DRAWN_SEED = 2  # of answers that are drawn beside the greedy one
 
