@@ -37,7 +37,7 @@ from fathom.engine.memory import is_out_of_memory
 from fathom.engine.sampling import check_numbers
 from fathom.errors import UserError
 from fathom.model import ChatModel
-from fathom.records import Attempt, Exchange, Label, Sampling
+from fathom.records import Attempt
 from fathom.scoring import Scorer
 
 __all__ = ["Embedding", "VectorSearch"]
@@ -207,28 +207,17 @@ class Embedding:
         """Write the greedy answer behind vectors, and have it judged."""
         model, vectors = victim.model, unpacked(tried, self.vectors)
         prompt = self._prompt(item, model.chat, vectors)
-        room = self.answer_tokens if model.context is None else min(self.answer_tokens, model.context - len(prompt))
-        attempt = Attempt.make(
-            behavior=item.behavior.id,
-            attack=self.name,
-            prompt_ids=prompt,
-            prefill_ids=(),
-            sampling=Sampling(max_new_tokens=room),
-            run_seed=victim.seed,
-        )
         with reading(Scorer(model, None).plain, named([vectors.to(model.device)])):
-            (completion,) = victim.engine.complete([attempt])
-        exchange = Exchange(behavior=item.behavior, prefill="", response=completion.text, finish=completion.finish)
-        harmful = victim.judge.judge(exchange).label is Label.HARMFUL
+            seen = victim.look(item, prompt, attack=self.name, most=self.answer_tokens)
         return msgspec.structs.replace(
             state,
-            verified=harmful,
+            verified=seen.harmful,
             looked=state.step - 1,
-            best=tried if harmful else state.best,
-            loss=read.loss if harmful else state.loss,
-            reached=read.reached if harmful else state.reached,
+            best=tried if seen.harmful else state.best,
+            loss=read.loss if seen.harmful else state.loss,
+            reached=read.reached if seen.harmful else state.reached,
             queries=state.queries + 1,
-            forward_tokens=state.forward_tokens + len(prompt) + len(completion.output_ids),
+            forward_tokens=state.forward_tokens + seen.forward_tokens,
         )
 
     def found(

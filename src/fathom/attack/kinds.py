@@ -12,11 +12,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from fathom.attack.suffix.problem import without_place
 from fathom.chat import ChatFormat
-from fathom.records import Attempt, Behavior, Completion, Judge, Message, Parameter, Sampling, Subject, content_hash
+from fathom.records import (
+    Attempt,
+    Behavior,
+    Completion,
+    Exchange,
+    Judge,
+    Label,
+    Message,
+    Parameter,
+    Sampling,
+    Subject,
+    content_hash,
+)
 
 if TYPE_CHECKING:
     from fathom.engine import TransformersEngine
@@ -31,6 +43,7 @@ __all__ = [
     "Intervention",
     "Learner",
     "Lengthening",
+    "Look",
     "PreparedBehavior",
     "Search",
     "Setting",
@@ -184,6 +197,29 @@ class Victim:
         from fathom.engine import TransformersEngine
 
         return TransformersEngine(self.model)
+
+    def look(self, item: PreparedBehavior, prompt_ids: tuple[int, ...], *, attack: str, most: int) -> "Look":
+        """Write the greedy answer to a prompt, of `most` tokens or what there is room for, and have it judged."""
+        context = self.model.context
+        attempt = Attempt.make(
+            behavior=item.behavior.id,
+            attack=attack,
+            prompt_ids=prompt_ids,
+            prefill_ids=(),
+            sampling=Sampling(max_new_tokens=most if context is None else min(most, context - len(prompt_ids))),
+            run_seed=self.seed,
+        )
+        (completion,) = self.engine.complete([attempt])
+        exchange = Exchange(behavior=item.behavior, prefill="", response=completion.text, finish=completion.finish)
+        harmful = self.judge.judge(exchange).label is Label.HARMFUL
+        return Look(harmful, len(prompt_ids) + len(completion.output_ids))
+
+
+class Look(NamedTuple):
+    """What a search saw of an answer: whether it was judged harmful, and the tokens that it cost."""
+
+    harmful: bool
+    forward_tokens: int
 
 
 _State = TypeVar("_State")

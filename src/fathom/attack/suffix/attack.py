@@ -19,7 +19,7 @@ from fathom.attack.suffix.state import Entry, State
 from fathom.attack.suffix.text import start_ids, typed_messages
 from fathom.attack.suffix.universal import TypedSuffix, UniversalSuffix
 from fathom.errors import UserError
-from fathom.records import Attempt, Exchange, Label, Sampling
+from fathom.records import Attempt
 
 __all__ = ["Suffix", "TargetKind", "TypedSuffix", "UniversalSuffix"]
 
@@ -142,27 +142,15 @@ class Suffix(Suffixes):
     def judged(self, state: State, entry: Entry, search: SuffixSearch, target: Target, victim: Victim) -> State:
         """Write the greedy answer behind a suffix, and have it judged."""
         (item,), prompt = target.items, search.problem.cases[0].prompt_ids(entry.ids)
-        context = victim.model.context
-        room = self.answer_tokens if context is None else min(self.answer_tokens, context - len(prompt))
-        attempt = Attempt.make(
-            behavior=item.behavior.id,
-            attack=self.name,
-            prompt_ids=prompt,
-            prefill_ids=(),
-            sampling=Sampling(max_new_tokens=room),
-            run_seed=victim.seed,
-        )
-        (completion,) = victim.engine.complete([attempt])
-        exchange = Exchange(behavior=item.behavior, prefill="", response=completion.text, finish=completion.finish)
-        harmful = victim.judge.judge(exchange).label is Label.HARMFUL
+        seen = victim.look(item, prompt, attack=self.name, most=self.answer_tokens)
         return msgspec.structs.replace(
             state,
-            verified=harmful,
+            verified=seen.harmful,
             tried=(*state.tried, entry.ids),
             looked=state.step,
-            best=entry if harmful else state.best,
+            best=entry if seen.harmful else state.best,
             queries=state.queries + 1,
-            forward_tokens=state.forward_tokens + len(prompt) + len(completion.output_ids),
+            forward_tokens=state.forward_tokens + seen.forward_tokens,
         )
 
     def found(
