@@ -8,7 +8,7 @@ import gc
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -20,9 +20,9 @@ from fathom.judge.asking import TemplateAsking, disarmed
 from fathom.judge.classifier import EMPTY, TOO_LONG
 from fathom.judge.request import request_text, slug
 from fathom.model import LoadOptions
-from fathom.model.options import DTYPES, check_options
+from fathom.model.options import check_options
 from fathom.model.reading import LOADING_ERRORS, common, load_config, unusable
-from fathom.model.weights import device_of
+from fathom.model.weights import device_of, stored_weights
 from fathom.records import Exchange, Judged, Judgement, Label, content_hash
 from fathom.schema import JudgeInfo, ModelInfo
 
@@ -169,23 +169,11 @@ def load_sequence_classifier(
 
 
 def _loaded(options: LoadOptions) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    loader: Any = AutoModelForSequenceClassification  # its annotations forget output_loading_info
     try:
         tokenizer = AutoTokenizer.from_pretrained(place(options.name), **common(options))
-        model, found = loader.from_pretrained(
-            place(options.name),
-            dtype=DTYPES.get(options.dtype, "auto"),
-            output_loading_info=True,
-            **common(options),
-        )
     except LOADING_ERRORS as error:
         raise unusable(options, "the classifier", error) from error
-    if missing := sorted(found["missing_keys"]):
-        raise UserError(
-            f"the weights of {options.name} lack {len(missing)} of the model's tensors ({missing[0]}, …), which would "
-            "be random: fetch or save it again"
-        )
-    return model, tokenizer
+    return stored_weights(AutoModelForSequenceClassification, options, "the classifier"), tokenizer
 
 
 def _harmful(name: str, classes: dict[int, str], wanted: frozenset[str]) -> frozenset[int]:

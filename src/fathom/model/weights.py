@@ -14,7 +14,7 @@ from fathom.model import quantised
 from fathom.model.options import DTYPES, LoadOptions
 from fathom.model.reading import LOADING_ERRORS, common, load_config, unusable
 
-__all__ = ["check_sizes", "device_of", "load_weights", "move", "with_adapter"]
+__all__ = ["check_sizes", "device_of", "load_weights", "move", "stored_weights", "with_adapter"]
 
 
 def _placed(options: LoadOptions, device: torch.device) -> dict[str, Any]:
@@ -31,24 +31,33 @@ def _placed(options: LoadOptions, device: torch.device) -> dict[str, Any]:
 
 def load_weights(options: LoadOptions, device: torch.device) -> PreTrainedModel:
     """The weights as they are stored, or quantised; those that are go to `device`, or where `device_map` says."""
-    loader: Any = AutoModelForCausalLM  # its annotations forget output_loading_info
+    model = stored_weights(AutoModelForCausalLM, options, "the weights", **_placed(options, device))
+    quantised.keep_as_stored(model)
+    return model
+
+
+def stored_weights(loader: Any, options: LoadOptions, what: str, **placed: Any) -> PreTrainedModel:
+    """What one of transformers' automatic classes makes of the files, with every tensor that it has.
+
+    Raises:
+        UserError: they cannot be read (`what` names them), or lack some of the tensors.
+    """
     try:
         model, found = loader.from_pretrained(
             place(options.name),
             dtype=DTYPES.get(options.dtype, "auto"),
             output_loading_info=True,
-            **_placed(options, device),
+            **placed,
             **common(options),
         )
     except LOADING_ERRORS as error:
-        raise unusable(options, "the weights", error) from error
+        raise unusable(options, what, error) from error
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"the weights of {options.name} lack {len(missing)} of the model's tensors ({missing[0]}, …), which would "
             "be random: fetch or save it again"
         )
     assert isinstance(model, PreTrainedModel)
-    quantised.keep_as_stored(model)
     return model
 
 
