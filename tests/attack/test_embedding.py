@@ -139,6 +139,8 @@ def test_what_is_found_is_what_was_judged() -> None:
     final = {target.key: states[-1]}
     (attempt,) = attack.found(target.items, setting(GREEDY), final)
     assert attempt.found["forward_tokens"] == states[-1].forward_tokens
+    (other,) = dataclasses.replace(attack, tokens=3).found(target.items, setting(GREEDY), final)
+    assert other.parameters != attempt.parameters  # rows of their own, where seeds are draws of one
     with attack.applied(asked.model, final):
         (done,) = TransformersEngine(asked.model).complete([attempt])
     from fathom.records import Exchange, Label

@@ -237,7 +237,8 @@ class Embedding:
                 item,
                 self.name,
                 prompt_ids=prompt,
-                parameters={"target": self.target, "vectors": self.vectors},
+                # Searches whose target differs are other settings, and no draws of one.
+                parameters={"target": self.target, "target_tokens": self.tokens, "vectors": self.vectors},
                 found={**cost, **loss, "reached": state.reached, "search_steps": state.step},
             )
 
