@@ -7,6 +7,13 @@ BIN := $(VENV)/bin
 # Not compiled ahead: most files of torch and transformers are never imported, and the others compile once.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
+# Where Python is told to keep no bytecode, every process would compile torch and transformers anew, 5 s each, and the
+# tests start hundreds. So it is kept then, too, but in the environment's own folder alone.
+ifneq ($(PYTHONDONTWRITEBYTECODE),)
+export PYTHONDONTWRITEBYTECODE =
+export PYTHONPYCACHEPREFIX = $(abspath $(VENV))/bytecode
+endif
+
 .PHONY: help setup audit test check bench docs clean
 help:
 	@echo "make audit   set up, audit the built-in model, print where the report is"

@@ -44,7 +44,7 @@ ATTACKS = (
     NamedAttack("judged-ranks", {"tokens": 64, "lookahead": 16}),
     NamedAttack("refusal-direction", {}),
 )
-SUFFIX = NamedAttack("suffix", {"steps": 40})
+SUFFIXES = (NamedAttack("suffix", {"steps": 40}), NamedAttack("suffix", {"steps": 40, "target": "deep"}))
 NEW_TOKENS = 130
 
 
@@ -73,6 +73,8 @@ def best_rows(rows: tuple[AttackRow, ...]) -> dict[tuple[str, float | None], Att
         name = row.attack
         if row.attack == "prefill":
             name = f"prefill {row.prefill_tokens}"
+        elif row.attack == "suffix":
+            name = f"suffix, target {row.parameters['target']}"
         elif row.attack == "decoding":
             if row.worst_of is None:
                 continue
@@ -157,7 +159,7 @@ def main() -> None:
     parser.add_argument("--print", action="store_true")
     options = parser.parse_args()
     stages = tuple(options.stages.split(","))
-    attacks = (*ATTACKS, SUFFIX) if options.suffix else ATTACKS
+    attacks = (*ATTACKS, *SUFFIXES) if options.suffix else ATTACKS
     try:
         worlds = worlds_of(options.worlds)
         for seed, directory in () if options.print else worlds.items():

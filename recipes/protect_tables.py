@@ -118,6 +118,11 @@ def exhibits() -> Iterator[Exhibit]:
     yield _exhibit("parts", attacks="harmful", objectives="gate,gate+replay,gate+rehearse", rates="1e-3")
     yield _exhibit("wrapped-parts", ("natural",), attacks="wrapped", objectives="gate+rehearse,answers,mass+replay")
     yield _exhibit("identity-parts", ("natural",), attacks="identity", objectives="constrained,gate+replay")
+    # Table 8: one β at all positions, what it holds and what it lets a task learn.
+    betas = "sft,constrained,uniform:0.1,uniform:0.5,uniform:2"
+    yield _exhibit("beta", ("natural",), **swept | {"objectives": betas})
+    query: Arguments = {"attacks": "benign", "task": "query", "rows": 400, "task_tested": 400, "schedule": "linear"}
+    yield _exhibit("beta-query", ("natural",), **query | {"objectives": betas, "rates": "1e-3", "steps": "400"})
     yield _exhibit("warm-up", attacks="harmful", objectives="sft,constrained", rates="3e-4", warmups="0,10", steps="30")
 
 
