@@ -74,7 +74,7 @@ def best_rows(rows: tuple[AttackRow, ...]) -> dict[tuple[str, float | None], Att
         if row.attack == "prefill":
             name = f"prefill {row.prefill_tokens}"
         elif row.attack == "suffix":
-            name = f"suffix, target {row.parameters['target']}"
+            name = f"suffix, target {row.parameters['target']}" if row.worst_of is None else "suffix, either target"
         elif row.attack == "decoding":
             if row.worst_of is None:
                 continue

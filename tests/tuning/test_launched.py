@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ def launched(command: list[str]) -> subprocess.CompletedProcess[str]:
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
+            # Without these every c10d rendezvous of a machine is the same one: launches beside each other would meet.
+            "PET_RDZV_ENDPOINT": "localhost:0",
+            "PET_RDZV_ID": uuid.uuid4().hex,
         },
         capture_output=True,
         text=True,
