@@ -115,6 +115,15 @@ def deepen(
             rich_help_panel=_ROWS,
         ),
     ] = 0.0,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="A finished `fathom attack` on requests of the triplets: the suffixes that it found stand behind half "
+            "of the harmful prompts. For a MODEL that was deepened already. Repeat for several.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     world: Annotated[
         int | None, typer.Option(help="Seed of the world of an organism that you trained.", rich_help_panel=_DATA)
     ] = None,
@@ -173,6 +182,7 @@ def deepen(
             share=share,
             recovery_rows=recovery_rows,
             utility_rows=utility_rows,
+            against=tuple(against or ()),
             anchor=anchor,
             drawn=drawn,
             resist=resist,

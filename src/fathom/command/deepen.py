@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fathom.command.against import Against, found_suffixes
 from fathom.command.deepening import Deepening
 from fathom.command.lora import default_rate
 from fathom.command.outcome import Auditing, finish_card
@@ -39,6 +40,8 @@ class Chosen:
 # The paper has 10 epochs, p₀ 0.5, α 0.2 and greedy answers that are learned: the last tokens of answers are not covered
 # on every model then, and benign answers are lost.
 DEEPENING = Chosen(epochs=20.0, p0=0.2, alpha=0.3, anchor="kl", drawn=1, loosened=1)
+# What was deepened already learns suffixes in a quarter of the time.
+AGAINST = replace(DEEPENING, epochs=5.0)
 # The paper's, as its figures were measured; resistance comes slower than depth, and moves what few prompts hold.
 RESISTING = Chosen(epochs=50.0, p0=0.5, alpha=0.2, anchor="answers", drawn=0, loosened=4)
 
@@ -61,12 +64,13 @@ class DeepenRequest:
     drawn: int | None = None  # answers that the model draws to each benign prompt without one, beside its greedy one
     resist: float = 0.0  # the weight of tamper resistance; 0: none
     loosened: int | None = None  # versions of each benign prompt with words left out, put in and swapped
+    against: tuple[Path, ...] = ()  # runs of `fathom attack` whose suffixes stand behind harmful prompts
     world: int | None = None  # of an organism that `fathom organism train` made
 
     @property
     def chosen(self) -> Chosen:
         """The usual, with what was asked for in its place."""
-        usual = RESISTING if self.resist else DEEPENING
+        usual = RESISTING if self.resist else AGAINST if self.against else DEEPENING
         given = {field.name: getattr(self, field.name, None) for field in fields(usual)}
         return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
@@ -89,6 +93,9 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     )
     world = world_asked(training.model, None, request.world)
     sources = load_sources(training.model, request.triplets, request.utility, world)
+    against = Against()
+    if request.against:
+        against = found_suffixes(request.against, {triplet.source for triplet in sources.triplets})
     longest = _longest(request.longest)
     sampler = None if request.starts == "mined" else _sampler(request, longest)
     auditing = Auditing.of(training, judges, world)
@@ -100,7 +107,8 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     built_in = training.model.is_organism or world is not None
     settings = default_rate(settings, training.lora, ORGANISM_RATE if built_in else None)
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
-    job = Deepening(request, mixture, longest, sampler, sources, settings, _resistance(request, settings))
+    resistance = _resistance(request, settings)
+    job = Deepening(request, mixture, longest, sampler, sources, settings, resistance, against)
     with training_ranks(training.model.device) as ranks:
         directory = run_job(training, job, ranks, None if auditing is None else auditing.check)
         finish_card(directory, auditing, ranks)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fathom.command.against import Against
 from fathom.command.request import display_for
 from fathom.command.sources import (
     LOOSE,
@@ -47,10 +48,11 @@ class Deepening:
     sources: Sources
     settings: "Settings"
     resistance: "Resistance | None"
+    against: Against
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.sources.notes
+        return (*self.sources.notes, *self.against.notes)
 
     def check(self, model: "ChatModel") -> None:
         """Whatever can be trained can be deepened."""
@@ -72,6 +74,8 @@ class Deepening:
         }
         if self.resistance is not None:
             asked["resistance"] = repr(self.resistance)
+        if self.against.suffixes:
+            asked["against"] = content_hash(self.against.suffixes)
         return asked
 
     def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
@@ -86,7 +90,14 @@ class Deepening:
             sampler = _mined(request.chosen.p0, model, self.sources.triplets)
         steps = self._steps(len(triplets))
         check_warmup(settings.with_defaults(max_steps=steps), steps * mixture.batch)
-        recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
+        recoveries = recovery_rows(
+            model.chat,
+            triplets,
+            sampler,
+            steps * mixture.recovery,
+            seed=settings.seed,
+            suffixes=self.against.suffixes,
+        )
         loose = loosened_anchor(self.sources.utility, request.chosen.loosened, settings.seed)
         rows = mixture.mix(recoveries, self._anchor(model, loose), seed=settings.seed)
         fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
