@@ -242,7 +242,8 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None, wor
         raise UserError(
             f"{model.name} needs requests to be audited with, and fathom ships none: give --behaviors FILE "
             "(JSONL, CSV, JSON or Parquet, or hf:ORG/NAME, with prompt and harmful_response or target; HarmBench, "
-            "JailbreakBench and AdvBench files work as they are)"
+            "JailbreakBench and AdvBench files work as they are), or --behaviors organism for what was made of a "
+            "built-in model"
         )
     if source == ORGANISM:
         from fathom.organism import behaviors
