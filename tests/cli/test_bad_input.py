@@ -140,6 +140,8 @@ CASES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "a temperature twice": (nothing, ("audit", "--temperature", "0,0"), "once"),
     "a temperature below 0": (nothing, ("audit", "--temperature", "0,-1"), "temperature is -1"),
     "a budget without an attack": (nothing, ("audit", "--budget", "5"), "no attack was asked for"),
+    "the revision of no base": (nothing, ("audit", "--base", "none", "--base-revision", "main"), "without a base"),
+    "thinking in plain text": (nothing, ("ids", "--plain", "--prefill-at", "thinking"), "has no thinking block"),
     "an endless temperature": (nothing, ("audit", "--temperature", "inf"), "temperature is inf"),
     "labels without a file": (nothing, ("judge", "rows.jsonl", "--with", "verdicts:"), "verdicts: names no file"),
     "an endless weight": (

@@ -202,7 +202,8 @@ def _drafts(request: AuditRequest, model: "ChatModel", ranks: Ranks) -> "dict[st
 
 def _beside(model: ModelRequest, name: str, revision: str | None = None) -> ModelRequest:
     """Another model, loaded as this one is but for its adapter. Its chat format is never used, so it needs none."""
-    return replace(model, name=name, revision=revision, adapter=None, chat_template=None, plain=True)
+    usual = ModelRequest(name=name).prefill_at
+    return replace(model, name=name, revision=revision, adapter=None, chat_template=None, plain=True, prefill_at=usual)
 
 
 def _check_served(parts: "Sequence[Part]") -> None:
@@ -294,6 +295,13 @@ def _base_request(request: AuditRequest) -> ModelRequest | None:
 
     Its own chat format is never used (it gets the model's ids, or plain text), so it needs none.
     """
+    base = _given_base(request)
+    if base is None and request.base_revision is not None:
+        raise UserError(f"--base-revision {request.base_revision} without a base: give --base MODEL, or leave it out")
+    return base
+
+
+def _given_base(request: AuditRequest) -> ModelRequest | None:
     if request.base == NO_BASE:
         return None
     if request.endpoint is not None:
