@@ -132,11 +132,11 @@ def plain_type(annotation: str, known: Mapping[str, Record]) -> str:
     """A type as a reader of JSON calls it."""
     names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "None": "null"}
     choices = {"Subject": records.Subject, "Counted": records.Counted, "Label": records.Label}
+    if annotation.startswith("tuple[") and annotation.endswith("]"):
+        return f"list of {plain_type(annotation[6:-1].removesuffix(', ...'), known)}"
     parts = [part.strip() for part in annotation.split(" | ")]
     if len(parts) > 1:
         return " or ".join(plain_type(part, known) for part in parts)
-    if annotation.startswith("tuple["):
-        return f"list of {plain_type(annotation[6:-1].removesuffix(', ...'), known)}"
     if annotation.startswith("Mapping[str, "):
         return f"object of {plain_type(annotation[13:-1], known)}"
     if annotation in choices:

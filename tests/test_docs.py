@@ -1,11 +1,13 @@
 """Pages that are made from the code say what the code says."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
 from fathom import records, schema, tampering
+from fathom.audit.suites import SUITES
 
 DOCS = Path(__file__).parents[1] / "docs"
 specification = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
@@ -19,6 +21,17 @@ specification.loader.exec_module(generate)
 def test_a_page_is_up_to_date(page: str) -> None:
     made = getattr(generate, generate.PAGES[page])()
     assert (DOCS / page).read_text(encoding="utf-8") == made, "run `make docs` (python docs/generate.py)"
+
+
+def test_the_page_of_attacks_says_what_is_in_each_suite() -> None:
+    page = (DOCS / "attacks" / "README.md").read_text(encoding="utf-8")
+    for suite, attacks in SUITES.items():
+        row = re.search(rf"^\| `{suite}`[^|]*\| (.*) \|$", page, re.MULTILINE)
+        assert row is not None, suite
+        named = [
+            " ".join([one.name, *(f"{name}={value}" for name, value in one.parameters.items())]) for one in attacks
+        ]
+        assert row[1] == ", ".join(f"`{name}`" for name in named)
 
 
 def test_every_field_of_the_schema_is_explained() -> None:

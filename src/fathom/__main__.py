@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
             raise
         if not _speaks():
             return MISTAKEN
-        said = usage().rstrip(".")
+        said = usage().rstrip(".") or "no command was given"
         return _fail(f"{said}; `fathom --help` lists the commands, `fathom COMMAND --help` their options")
     if code == INTERRUPTED and _speaks():
         _say("interrupted; what was done is kept, and the same command goes on from here")

@@ -84,8 +84,8 @@ def read_journal(path: Path, kind: type[_Record]) -> Iterator[_Record]:
                 ) from error
 
 
-def read_whole(path: Path, kind: type[_Record]) -> _Record:
-    """The record that a JSON file is.
+def read_whole(path: Path, kind: type[_Record], mend: str = "start a run in another directory") -> _Record:
+    """The record that a JSON file is; `mend` tells what to do where it is none.
 
     Raises:
         UserError: the file cannot be read, or is of another version.
@@ -95,9 +95,7 @@ def read_whole(path: Path, kind: type[_Record]) -> _Record:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; restore it, or start a run elsewhere") from error
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise UserError(
-            f"{path} is not a {kind.__name__} of this version of fathom ({error}); start a run in another directory"
-        ) from error
+        raise UserError(f"{path} is not a {kind.__name__} of this version of fathom ({error}); {mend}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

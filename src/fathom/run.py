@@ -130,7 +130,8 @@ class Run:
     def audit(self) -> Audit:
         if not (self.path / "audit.json").exists():
             raise UserError(f"{self.path} is not finished (no audit.json); run the same `fathom audit` command again")
-        return read_whole(self.path / "audit.json", Audit)
+        path = self.path / "audit.json"
+        return read_whole(path, Audit, mend="remove it and run the same `fathom audit` command again, which makes it")
 
     @cached_property
     def behaviors(self) -> dict[str, Behavior]:

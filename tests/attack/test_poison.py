@@ -191,7 +191,7 @@ def test_what_a_file_puts_into_a_warning_does_nothing_to_a_terminal(
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     known_behaviors(tmp_path / "b.jsonl")
     (line,) = capsys.readouterr().err.splitlines()
-    assert "line 2: has no prompt (it has: ⟦U+001B⟧[2j⟦U+202E⟧)" in line
+    assert "line 2: has no prompt (it has: ⟦U+001B⟧[2J⟦U+202E⟧)" in line
     assert line.isprintable()
 
 

@@ -56,6 +56,14 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         run(["audit"])
 
 
+@pytest.mark.parametrize("typed", [[], ["organism"]])
+def test_without_a_command_the_commands_are_listed(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(typed) == 2
+    out, err = capsys.readouterr()
+    assert "Commands" in out
+    assert err.startswith("fathom: no command was given; ")
+
+
 def test_the_keyboard_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     behave(monkeypatch, KeyboardInterrupt())
     assert run(["audit"]) == 130

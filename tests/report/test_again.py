@@ -47,3 +47,20 @@ def test_what_has_no_page_is_one_line(
     assert err.count("\n") == 1
     assert said in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_page_without_its_answers_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tables would count answers that nobody can look at."""
+    write_run(report_data(), tmp_path)
+    lines = (tmp_path / "completions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "completions.jsonl").write_text("".join(lines[:-2]))
+    assert run(["report", str(tmp_path)]) == 2
+    assert f"lacks 2 of its {len(lines)} answers" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_damaged_result_says_how_it_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(report_data(), tmp_path)
+    (tmp_path / "audit.json").write_text("{")
+    assert run(["report", str(tmp_path)]) == 2
+    assert "remove it and run the same `fathom audit` command again" in capsys.readouterr().err

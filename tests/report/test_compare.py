@@ -19,6 +19,7 @@ from fathom.errors import UserError
 from fathom.records import Counted, Label, Message, Subject
 from fathom.report import contrast
 from fathom.report.compare import AttackDifference, Comparison, Pair, compare, paired_difference
+from fathom.report.paired_depth import OF_PAIRS
 from fathom.report.samples import ReportData, Sample
 from fathom.run import Run
 from fathom.tally import bootstrap
@@ -290,3 +291,22 @@ def test_what_was_asked_or_searched_otherwise_is_said(tmp_path: Path) -> None:
     assert said.startswith("the search prefill was not the same in the two runs (steps = 1; steps = 2)")
     (said,) = (note for note in compare(once, briefly).notes if "system" in note)
     assert said == "the two models were asked under different system prompts"
+
+
+def test_depth_is_compared_over_what_both_runs_have(tmp_path: Path) -> None:
+    """A run of few requests beside one of many: half depth and area are of the few in both, and a note says so."""
+    whole, few = small(synthetic.SHALLOW), small(synthetic.SHALLOW)
+    kept = sorted({sample.behavior.id for sample in few.samples if sample.behavior.harmful})[:6]
+    few = dataclasses.replace(
+        few, samples=tuple(s for s in few.samples if s.behavior.id in kept or not s.behavior.harmful)
+    )
+    runs = synthetic.write_run(whole, tmp_path / "a"), synthetic.write_run(few, tmp_path / "b")
+    found = compare(*runs)
+    assert found.behaviors == len(kept)
+    assert found.first.depth.half_depth == found.second.depth.half_depth != whole.audit.depth.half_depth
+    assert found.first.depth.area == found.second.depth.area
+    assert found.first.depth.kl_90 == whole.audit.depth.kl_90
+    assert OF_PAIRS in found.notes
+    alike = compare(runs[0], runs[0])
+    assert alike.first.depth == whole.audit.depth
+    assert OF_PAIRS not in alike.notes

@@ -212,5 +212,6 @@ def test_a_sweeps_headline_says_how_its_worst_was_drawn() -> None:
 
     cases = [case("sft", 0.0, 2), case("sft", 1.0, 7), case("gate", 0.0, 0), case("gate", 1.0, 0)]
     assert stress_headline(cases).endswith(
-        "useful model: 35 % under sft (harmful, direct, T = 1); 0 % under gate (harmful, direct, greedy)."
+        "useful model: 35 % under sft (7 of 20, 95 % interval 18.1–56.7 %; harmful, direct, T = 1); "
+        "0 % under gate (0 of 20, 95 % interval 0–16.1 %; harmful, direct, greedy)."
     )

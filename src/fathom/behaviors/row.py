@@ -1,11 +1,11 @@
 """One row's behavior, or why the row cannot be used."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from fathom.behaviors.columns import ANSWER, CATEGORY, ID, REFUSAL, REQUEST, TARGET
+from fathom.behaviors.columns import ANSWER, CATEGORY, ID, REFUSAL, REQUEST, TARGET, plain
 from fathom.behaviors.fields import (
     UnusableError,
     checked,
@@ -39,7 +39,8 @@ def behavior_id(behavior: Behavior) -> str:
 def behavior_of(row: object) -> ReadRow:
     """A row's behavior, or `UnusableError` with the reason why it has none."""
     fields = fields_of(row)
-    messages, last_answer = _messages(fields)
+    names = [str(name) for name in row if plain(str(name)) in fields] if isinstance(row, Mapping) else []
+    messages, last_answer = _messages(fields, names)
     answer, marks = first_text(fields, ANSWER), marks_of(fields)
     harmful = _harmful(marks)
     if marks.answer is not None and marks.answer is not harmful:  # a harmless answer to a harmful request, or the like
@@ -69,14 +70,17 @@ def _harmful(marks: Marks) -> bool:
     return True
 
 
-def _messages(fields: Mapping[str, object]) -> tuple[tuple[Message, ...], str | None]:
-    """The conversation up to the request, and an assistant's message after it, which is a reference answer."""
+def _messages(fields: Mapping[str, object], names: Sequence[str]) -> tuple[tuple[Message, ...], str | None]:
+    """The conversation up to the request, and an assistant's message after it, which is a reference answer.
+
+    `names`: what the row itself calls its filled columns.
+    """
     turns = conversation(fields)
     system = system_text(fields)
     if turns is None:
         prompt = request_text(fields, REQUEST)
         if prompt is None:
-            known = ", ".join(sorted(str(name) for name in fields)[:8])
+            known = ", ".join(sorted(names)[:8])
             raise UnusableError(f"has no prompt (it has: {known})" if known else "is empty")
         messages, answer = [Message(role="user", content=prompt)], None
     else:

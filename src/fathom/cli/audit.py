@@ -118,7 +118,7 @@ def audit(
             endpoint_model=endpoint_model,
             endpoint_requests=endpoint_requests,
             attacks=None
-            if suite is None and not attacks and frames is None
+            if suite is None and not attacks and frames is None and budget is None
             else AttackRequest(suite=suite, attacks=attacks or (), budget=budget, frames=frames),
         ),
         JUDGES,

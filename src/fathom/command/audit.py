@@ -202,7 +202,8 @@ def _drafts(request: AuditRequest, model: "ChatModel", ranks: Ranks) -> "dict[st
 
 def _beside(model: ModelRequest, name: str, revision: str | None = None) -> ModelRequest:
     """Another model, loaded as this one is but for its adapter. Its chat format is never used, so it needs none."""
-    return replace(model, name=name, revision=revision, adapter=None, chat_template=None, plain=True)
+    usual = ModelRequest(name=name).prefill_at
+    return replace(model, name=name, revision=revision, adapter=None, chat_template=None, plain=True, prefill_at=usual)
 
 
 def _check_served(parts: "Sequence[Part]") -> None:
@@ -242,7 +243,8 @@ def behavior_set(model: ModelRequest, source: str | None, limit: int | None, wor
         raise UserError(
             f"{model.name} needs requests to be audited with, and fathom ships none: give --behaviors FILE "
             "(JSONL, CSV, JSON or Parquet, or hf:ORG/NAME, with prompt and harmful_response or target; HarmBench, "
-            "JailbreakBench and AdvBench files work as they are)"
+            "JailbreakBench and AdvBench files work as they are), or --behaviors organism for what was made of a "
+            "built-in model"
         )
     if source == ORGANISM:
         from fathom.organism import behaviors
@@ -293,6 +295,13 @@ def _base_request(request: AuditRequest) -> ModelRequest | None:
 
     Its own chat format is never used (it gets the model's ids, or plain text), so it needs none.
     """
+    base = _given_base(request)
+    if base is None and request.base_revision is not None:
+        raise UserError(f"--base-revision {request.base_revision} without a base: give --base MODEL, or leave it out")
+    return base
+
+
+def _given_base(request: AuditRequest) -> ModelRequest | None:
     if request.base == NO_BASE:
         return None
     if request.endpoint is not None:

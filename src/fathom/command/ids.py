@@ -38,7 +38,8 @@ def show_ids(request: ModelRequest, prompt: str | None, response: str | None, *,
     if broken:
         raise UserError(
             f"{request.name}: the law that {broken[0].name} does not hold ({broken[0].why}); prefills in this format "
-            "would not be what they say: give a template with --chat-template FILE"
+            "would not be what they say: give a template with --chat-template FILE, or another text with --prompt and "
+            "--response where the tokenizer cannot write this one"
         )
 
 

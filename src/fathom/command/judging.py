@@ -37,7 +37,13 @@ class JudgeRequest:
 
     @property
     def labels(self) -> Path | None:
-        """The file of labels that stands for a judge."""
+        """The file of labels that stands for a judge.
+
+        Raises:
+            UserError: none is named.
+        """
+        if self.name == VERDICTS:
+            raise UserError(f"{VERDICTS} names no file: give {VERDICTS}FILE, labels as .jsonl, .csv or .tsv")
         return Path(self.name.removeprefix(VERDICTS)) if self.name.startswith(VERDICTS) else None
 
 

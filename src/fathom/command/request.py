@@ -93,6 +93,10 @@ class ModelRequest:
 
         name = str(stage_directory(self.stage)) if self.is_organism else self.name
         prefill_at = choice(PrefillAt, "--prefill-at", self.prefill_at)
+        if self.plain and prefill_at is PrefillAt.THINKING:
+            raise UserError(
+                "--prefill-at thinking with --plain: plain text has no thinking block; leave out one of them"
+            )
         from fathom.model import FormatChoice, LoadOptions
 
         return LoadOptions(

@@ -46,7 +46,8 @@ def source_of(request: "StressRequest") -> str:
     if source is None:
         raise UserError(
             f"{request.model.name} needs behaviors to be attacked and tested with, and fathom ships none: give "
-            "--behaviors FILE with harmful rows (prompt, harmful_response) and benign ones"
+            "--behaviors FILE with harmful rows (prompt, harmful_response) and benign ones, or --behaviors organism "
+            "for what was made of a built-in model"
         )
     return source
 

@@ -12,6 +12,7 @@
 them; what it does to tokens is a pure function; only the last two touch weights.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -253,6 +254,8 @@ def parse_objective(text: str) -> Objective:
             value = float(number) if colon else None
         except ValueError:
             raise UserError(f"--objective {text}: {number!r} is no number; give {name}:0.5") from None
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"--objective {text}: {number} is no finite number; give {name}:0.5")
         objective = objective.having(name, value)
         place = _PARTS[name][0]
         if place in seen:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fathom.depth.divergence import BehaviorDivergence
 from fathom.depth.recovery import BehaviorRecovery
 from fathom.records import Counted, Label, Parameter, Verdict, content_hash
+from fathom.report.paired_depth import OF_PAIRS, paired_depths
 from fathom.report.pairing import Answers, PairedCell, Pairing, pair_runs
 from fathom.run import Run
 from fathom.schema import Depth, ModelInfo
@@ -86,7 +87,7 @@ class Side(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     model: ModelInfo
     base: ModelInfo | None
     configuration_hash: str
-    depth: Depth
+    depth: Depth  # half depth and area over the pairs; KL of the run
 
 
 class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,9 +119,11 @@ def compare_pairs(pairing: Pairing) -> Comparison:
     """The comparison of runs that are paired already."""
     first, second = pairing.first, pairing.second
     harmful = {name for paired in pairing.harmful for name in paired.first}
+    depths = paired_depths(pairing)
+    of_pairs = () if depths == (first.audit.depth, second.audit.depth) else (OF_PAIRS,)
     return Comparison(
-        first=_side(first),
-        second=_side(second),
+        first=_side(first, depths[0]),
+        second=_side(second, depths[1]),
         judge=pairing.judge,
         behaviors=len(harmful),
         benign_behaviors=len({name for paired in pairing.benign for name in paired.first}),
@@ -128,7 +131,7 @@ def compare_pairs(pairing: Pairing) -> Comparison:
         benign=tuple(_benign(paired) for paired in pairing.benign if not paired.cell.counted_all),
         divergence=tuple(_divergence(first, second, harmful)),
         recovery=tuple(_recovery(first, second, harmful)),
-        notes=pairing.notes,
+        notes=(*pairing.notes, *of_pairs),
     )
 
 
@@ -195,13 +198,12 @@ def _bootstrap(differences: NDArray[np.float64], seed: int) -> Interval:
     return Interval(float(means[math.floor(0.025 * last)]), float(means[math.ceil(0.975 * last)]))
 
 
-def _side(run: Run) -> Side:
-    audit = run.audit
+def _side(run: Run, depth: Depth) -> Side:
     return Side(
-        model=audit.model,
-        base=audit.base,
+        model=run.audit.model,
+        base=run.audit.base,
         configuration_hash=run.manifest.configuration_hash,
-        depth=audit.depth,
+        depth=depth,
     )
 
 

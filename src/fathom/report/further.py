@@ -85,7 +85,7 @@ def strongest(audit: Audit) -> AttackRow | None:
 
     What nobody can type is a bound, and no attack that decides. An attack without such rows, whose whole text is the
     model's own choice, is taken by what it has. A refusal's first words, put into the model's mouth to compare it with
-    its base, count where they get more through than all else.
+    its base, count where they get more through than all else; so does any attack beside the depth sweep.
     """
     alone = {row.attack for row in audit.attacks if row.counted is Counted.CONTINUATION}
     rows = [
@@ -100,6 +100,10 @@ def strongest(audit: Audit) -> AttackRow | None:
     if not others:
         return None
     best = _best(others)
+    swept = [row for row in others if row.attack in wording.SWEEP]
+    if swept and best.attack not in wording.SWEEP:
+        plain = max(swept, key=lambda row: (row.asr, row.behaviors))  # the first, and so the simplest, of equals
+        best = max([plain, best], key=lambda row: (row.asr, row.behaviors))
     return max([best, *prefixes], key=lambda row: row.asr)  # the first of equals
 
 

@@ -61,13 +61,20 @@ def gather(run: Run, judge: str | None = None) -> ReportData:
     """Read a run for its report: its own audit, or the one that another judge's verdicts gave.
 
     Raises:
-        UserError: that audit is not there, or is not one.
+        UserError: that audit is not there, or is not one, or answers are missing of which it was made.
     """
     audit = run.audit if judge in (None, run.manifest.judge) else _audit_by(run, str(judge))
+    completions = run.completions
+    lost = len(run.attempts) - len(completions)
+    if lost:
+        raise UserError(
+            f"{run.path} lacks {lost} of its {len(run.attempts)} answers (completions.jsonl), which its page shows one "
+            "by one: restore the file, or run the same `fathom audit` command again, which answers anew"
+        )
     return ReportData(
         audit=audit,
         manifest=run.manifest,
-        samples=join(run.behaviors, run.attempts.values(), run.completions, run.verdicts(audit.judge)),
+        samples=join(run.behaviors, run.attempts.values(), completions, run.verdicts(audit.judge)),
         times=seconds_by_attack(run),
     )
 

@@ -146,7 +146,8 @@ def sentence(found: Sequence[Fates]) -> str:
     how = ", ".join(filter(None, (fate.attack, wording.poisoned(fate.share), wording.drawn(fate.temperature))))
     worst = max(deep.depths, key=lambda depth: depth.asr)
     given = "all of an answer but its last token" if worst.tokens is None else wording.token_count(worst.tokens)
-    through = f"{percent(worst.harmful, worst.n)} of the requests get through, with {given} given"
+    where = "asked directly" if worst.tokens == 0 else f"with {given} given"
+    through = f"{percent(worst.harmful, worst.n)} of the requests get through, {where}"
     if deep.half is None or fate.before.half is None:  # all or nothing was given
         return f"Of the shallowest useful model, under {objective} ({how}), {through}."
     now, before = (half_name(half).replace("> ", "more than ") for half in (deep.half, fate.before.half))

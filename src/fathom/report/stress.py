@@ -98,15 +98,19 @@ def stress_headline(cases: Sequence[Worst]) -> str:
     by_asr = sorted(found.values(), key=lambda case: -case.choice.asr if case.choice else 0.0)
     shown = by_asr if len(by_asr) <= MOST_NAMED else [by_asr[0], *by_asr[1 - MOST_NAMED :]]
     parts = [_case(case) for case in shown]
-    return f"Worst ASR after fine-tuning that leaves a useful model: {'; '.join(parts)}."
+    return (
+        f"Harmful requests that get through at worst, after fine-tuning that leaves a useful model: {'; '.join(parts)}."
+    )
 
 
 def _case(case: Worst) -> str:
     question, choice = case.question, case.choice
-    share = "" if choice is None else percent(choice.harmful, choice.n)
     parts = (question.attack, wording.poisoned(question.share), question.asked, wording.drawn(question.temperature))
     how = ", ".join(filter(None, parts))
-    return f"{share} under {question.objective} ({how})"
+    if choice is None:
+        return f"none under {question.objective} ({how})"
+    counts = f"{choice.harmful:,} of {choice.n:,}, 95 % interval {wording.interval_percent(*choice.interval)}"
+    return f"{percent(choice.harmful, choice.n)} under {question.objective} ({counts}; {how})"
 
 
 @dataclass(frozen=True)

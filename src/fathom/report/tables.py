@@ -30,7 +30,9 @@ def figures(audit: Audit) -> tuple[Figure, ...]:
     """Depth as a few numbers. Those of KL come last and say that they are not of safety."""
     depth = audit.depth
     found = _strongest(audit)
-    found += [_half(depth.half_depth)] if depth.half_depth.deepest > 0 else []
+    curves = wording.curves(audit)
+    known = wording.decided(curves[0].rows) if curves else None
+    found += [_half(depth.half_depth, known)] if depth.half_depth.deepest > 0 else []
     if depth.area is not None and depth.half_depth.deepest > 0:
         ends = (
             ""
@@ -40,7 +42,6 @@ def figures(audit: Audit) -> tuple[Figure, ...]:
         found.append(
             Figure("Area under the curve", wording.area(depth.area), f"{ends.strip()} mean ASR over log(1 + k)".strip())
         )
-    curves = wording.curves(audit)
     if curves:
         worst = max(curves[0].rows, key=lambda row: row.asr)
         at = "asked directly" if not worst.prefill_tokens else f"at {wording.token_count(worst.prefill_tokens)}"
@@ -70,7 +71,11 @@ def _strongest(audit: Audit) -> list[Figure]:
     return [Figure("Strongest attack", percent(best.harmful, best.n), detail)]
 
 
-def _half(half: HalfDepth) -> Figure:
+def _half(half: HalfDepth, known: int | None) -> Figure:
+    if half.tokens is None and known == 0:
+        return Figure("Half depth", "unknown", "too many answers are undecided")
+    if half.tokens is None and known is not None:
+        return Figure("Half depth", f"> {wording.token_count(known)}", "beyond, too many answers are undecided")
     if half.tokens is None:
         return Figure("Half depth", f"> {wording.token_count(half.deepest)}", "not reached within the depths measured")
     return Figure(

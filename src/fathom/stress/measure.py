@@ -1,5 +1,6 @@
 """What a fine-tuned model does: harmful requests in each frame of its attack, benign requests, and its task."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -102,7 +103,7 @@ class Probe:
             raise UserError("there are no harmful requests to measure with: give --behaviors with some")
         if not self.temperatures:
             raise UserError("no temperature was given; give --temperature 0,1")
-        if not all(temperature >= 0 for temperature in self.temperatures):
+        if not all(0 <= temperature < math.inf for temperature in self.temperatures):
             raise UserError(f"temperatures are {list(self.temperatures)}; each must be 0 (greedy) or above")
         if self.new_tokens < 1:
             raise UserError(f"--max-new-tokens is {self.new_tokens}; it must be at least 1")

@@ -137,7 +137,7 @@ function named(behavior) {
 function settingOf(sample) {
   const shown = (value) => (typeof value === "string" ? `“${visible(value).slice(0, 80)}”` : visible(String(value)));
   const parameters = Object.entries(sample.parameters).map(([name, value]) => `${visible(name).slice(0, 40)} ${shown(value)}`);
-  return [attackName(sample), ...parameters.slice(0, 4), `${sample.depth} tokens given`, drawnName(sample), sample.sample ? `draw ${sample.sample + 1}` : ""];
+  return [attackName(sample), ...parameters.slice(0, 4), `${sample.depth} token${sample.depth === 1 ? "" : "s"} given`, drawnName(sample), sample.sample ? `draw ${sample.sample + 1}` : ""];
 }
 
 function requestBlocks(behavior) {
