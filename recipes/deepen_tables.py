@@ -50,6 +50,7 @@ class Arguments(TypedDict, total=False):
     anchor: str
     drawn: int
     loosened: int
+    adversary: float
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,23 @@ class Variant:
     settings: tuple[str, ...] = ()  # of TRL's, as on the command line
 
 
-PAPER: Arguments = {"p0": 0.5, "alpha": 0.2, "anchor": "answers", "drawn": 0, "loosened": 0}
+PAPER: Arguments = {"p0": 0.5, "alpha": 0.2, "anchor": "answers", "drawn": 0, "loosened": 0, "adversary": 0.0}
+ALONE: Arguments = {"adversary": 0.0}  # recoveries and the anchor, and no adversary
 PAPER_EPOCHS = ("num_train_epochs=10",)
 LONGER = ("num_train_epochs=25", "adam_epsilon=7e-5")
 VARIANTS = (
     Variant("aligned"),
     Variant("deepened", {}),
     Variant("the paper's recipe", PAPER, PAPER_EPOCHS),
-    Variant("control, k = 0 only", {"p0": 1.0}),
+    Variant("control, k = 0 only", {**ALONE, "p0": 1.0}),
+    Variant("no adversary", ALONE),
     # One thing at a time as the paper has it.
-    Variant("p0 = 0.5", {"p0": 0.5}),
-    Variant("anchor: answers", {"anchor": "answers"}),
-    Variant("anchor: greedy answers alone", {"drawn": 0}),
-    Variant("alpha = 0.2", {"alpha": 0.2}),
-    Variant("alpha = 0.2, no loosened prompts", {"alpha": 0.2, "loosened": 0}),
-    Variant("10 epochs", {}, PAPER_EPOCHS),
+    Variant("p0 = 0.5", {**ALONE, "p0": 0.5}),
+    Variant("anchor: answers", {**ALONE, "anchor": "answers"}),
+    Variant("anchor: greedy answers alone", {**ALONE, "drawn": 0}),
+    Variant("alpha = 0.2", {**ALONE, "alpha": 0.2, "loosened": 1}),
+    Variant("alpha = 0.2, no loosened prompts", {**ALONE, "alpha": 0.2, "loosened": 0}),
+    Variant("10 epochs", {**ALONE, "loosened": 1}, PAPER_EPOCHS),
     # Where recoveries begin, all else as the paper has it.
     Variant("C = 5", {**PAPER, "longest": "5"}, PAPER_EPOCHS),
     Variant("C = 20", {**PAPER, "longest": "20"}, PAPER_EPOCHS),

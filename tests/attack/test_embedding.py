@@ -11,13 +11,13 @@ from worlds import GREEDY, items, setting, stage, victim
 from fathom.attack.embedding import Embedding
 from fathom.attack.suffix.base import TargetKind
 from fathom.attack.suffix.text import around_place
-from fathom.attack.vectors import named, packed, reading, unpacked, vector_ids
 from fathom.audit.parts import direct_parts
 from fathom.audit.plan import AuditOptions, BehaviorSet, make_plan
 from fathom.audit.suites import NamedAttack, Wording, suite_of
 from fathom.chat import FIRST_VECTOR
 from fathom.engine import TransformersEngine
 from fathom.errors import UserError
+from fathom.model.vectors import named, packed, reading, unpacked, vector_ids
 from fathom.organism import OrganismJudge, behaviors
 from fathom.records import Attempt, Behavior, Message, Sampling
 from tiny_models import random_ids, tiny

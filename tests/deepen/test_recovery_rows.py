@@ -33,7 +33,7 @@ TRIPLET = Triplet(
     "tea",
 )
 # The 0.999 quantiles of chi-square at the degrees of freedom used below.
-CHI_SQUARE = {1: 10.83, 2: 13.82, 19: 43.82, 20: 45.31}
+CHI_SQUARE = {1: 10.83, 19: 43.82, 20: 45.31}
 
 
 def chat_of(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
@@ -155,20 +155,3 @@ def test_a_triplet_that_cannot_be_used_is_named_so_that_it_is_found(tmp_path: Pa
     path.write_text('{"id": "tea-1", "prompt": "How do I make tea?", "harmful_response": "Boil water."}\n')
     with pytest.raises(UserError, match="the triplet tea-1 has no refusal"):
         load_triplets(path)
-
-
-def test_suffixes_stand_behind_half_of_the_requests_and_change_no_start() -> None:
-    chat = chat_of(word_level(SPECIAL))
-    triplets = encode_triplets(chat, [TRIPLET])
-    suffixes = (" and water", " then boil")
-    rows = recovery_rows(chat, triplets, PaperStarts(0.5, None), 600, seed=1, suffixes=suffixes)
-    asked = Counter(chat.decode(row.prompt_ids) for row in rows)
-    plain = chat.decode(triplets[0].prompt_ids)
-    content = TRIPLET.messages[-1].content
-    typed = [chat.decode(chat.prompt_ids((Message(role="user", content=content + suffix),))) for suffix in suffixes]
-    assert chi_square(asked, {plain: 300.0, typed[0]: 150.0, typed[1]: 150.0}) < CHI_SQUARE[2]
-    suffixed = [row for row in rows if row.source.endswith(", suffixed")]
-    assert {chat.decode(row.prompt_ids) for row in suffixed} == set(typed)
-    given = Counter(row.learned_from == 0 for row in suffixed)
-    half = len(suffixed) / 2
-    assert chi_square(given, {True: half, False: half}) < CHI_SQUARE[1]

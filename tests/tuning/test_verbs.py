@@ -168,6 +168,7 @@ def test_deepen_draws_rows_ahead_and_trains_on_them(
     assert [row.kind for row in rows] == ([Kind.RECOVERY] * 4 + [Kind.UTILITY] * 4) * 2
     plan = json.loads((out / "fathom" / "plan.json").read_text())
     assert any("mined" in note for note in plan["notes"])
+    assert "an adversary of weight 0.5" in (out / "README.md").read_text()
     assert "own answers: 12 of 12" in capsys.readouterr().err  # which take long where the model is large
     assert (out / "config.json").is_file()
     assert TuningPlan.__struct_fields__
@@ -496,12 +497,13 @@ def test_deepening_with_resistance_names_it_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr(sources, "ORGANISM_TRIPLETS", 8)
     monkeypatch.setattr(sources, "ORGANISM_UTILITY", 6)
     command = ["deepen", "organism:natural", "--resist", "0.3", "--no-audit", "--set", "max_steps=9"]
-    command += ["--recovery-rows", "2", "--utility-rows", "2"]
+    command += ["--recovery-rows", "2", "--utility-rows", "2", "--adversary", "0.3"]
     whole, halted = tmp_path / "whole", tmp_path / "halted"
     assert run([*command, "-o", str(whole)]) == 0
     manifest = json.loads((whole / "fathom" / "manifest.json").read_text())
     assert "resistance 0.3 to 30 steps" in manifest["configuration"]["objective"]
     assert "resistance 0.3" in (whole / "README.md").read_text()
+    assert "an adversary of weight 0.3" in (whole / "README.md").read_text()
     rows = read_rows(whole / "fathom" / "rows.jsonl")
     assert any(row.source.endswith(", loosened") for row in rows)
     call = LookAhead.__call__

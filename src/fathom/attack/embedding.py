@@ -31,18 +31,16 @@ from fathom.attack.suffix.candidates import generator
 from fathom.attack.suffix.options import Allowed
 from fathom.attack.suffix.problem import Target as Wanted
 from fathom.attack.suffix.text import allowed_ids, around_place
-from fathom.attack.vectors import named, packed, reading, unpacked, vector_ids
 from fathom.chat import ChatFormat
 from fathom.engine.memory import is_out_of_memory
 from fathom.engine.sampling import check_numbers
 from fathom.errors import UserError
 from fathom.model import ChatModel
+from fathom.model.vectors import embedded, named, packed, reading, size, unpacked, vector_ids
 from fathom.records import Attempt
 from fathom.scoring import Scorer
 
 __all__ = ["Embedding", "VectorSearch"]
-
-_SAMPLED = 1024  # embeddings whose size is taken for that of all
 
 
 class VectorSearch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -143,7 +141,7 @@ class Embedding:
             )
         allowed = allowed_ids(model.chat, Scorer.of(model).vocabulary, Allowed.ALL).nonzero()[:, 0].cpu()
         drawn = allowed[torch.randint(len(allowed), (self.vectors,), generator=generator(self.seed, -1))]
-        start = packed(_embedded(model, drawn))
+        start = packed(embedded(Scorer(model, None).plain, drawn))
         # Weights come of one pass over the request and the target.
         weighed = len(item.prompt_ids) + len(goal.ids) if goal.weights else 0
         return VectorSearch(step=0, goal=goal, vectors=start, best=start, forward_tokens=weighed)
@@ -154,7 +152,8 @@ class Embedding:
         vectors = unpacked(state.vectors, self.vectors)
         read = self._read(vectors, state.goal, target.items[0], model)
         better = state.loss is None or (not read.reached, read.loss) < (not state.reached, state.loss)
-        moved = vectors - self.rate * _size(model) * read.gradient.sign()
+        scale = size(Scorer(model, None).plain, len(model.chat.tokenizer))
+        moved = vectors - self.rate * scale * read.gradient.sign()
         after = msgspec.structs.replace(
             state,
             step=state.step + 1,
@@ -248,21 +247,6 @@ class Embedding:
         found = [unpacked(state.best, self.vectors).to(model.device) for state in states.values()]
         with reading(Scorer(model, None).plain, named(found)):
             yield
-
-
-@torch.inference_mode()
-def _embedded(model: ChatModel, ids: Tensor) -> Float[Tensor, "ids width"]:
-    """What the model's embedding layer makes of ids, its own scaling included."""
-    embeddings = Scorer(model, None).plain.get_input_embeddings()
-    vectors: Tensor = embeddings(ids.to(model.device))
-    return vectors.float().cpu()
-
-
-def _size(model: ChatModel) -> float:
-    """The root mean square of the numbers of the model's embeddings, of tokens spread over its vocabulary."""
-    count = len(model.chat.tokenizer)
-    ids = torch.arange(0, count, max(1, count // _SAMPLED))
-    return float(_embedded(model, ids).double().square().mean().sqrt())
 
 
 def _logits(model: ChatModel, ids: Tensor, rows: int) -> Float[Tensor, "rows vocabulary"]:

@@ -106,6 +106,15 @@ def deepen(
             rich_help_panel=_ROWS,
         ),
     ] = None,
+    adversary: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Weight of refusals behind vectors that are searched for at each step to undo them, against suffixes "
+            "(0: none; default: 0.5; 0 with --resist, and where processes keep parts of the weights).",
+            rich_help_panel=_ROWS,
+        ),
+    ] = None,
     resist: Annotated[
         float,
         typer.Option(
@@ -115,15 +124,6 @@ def deepen(
             rich_help_panel=_ROWS,
         ),
     ] = 0.0,
-    against: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="RUN",
-            help="A finished `fathom attack` on requests of the triplets: the suffixes that it found stand behind half "
-            "of the harmful prompts. For a MODEL that was deepened already. Repeat for several.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
     world: Annotated[
         int | None, typer.Option(help="Seed of the world of an organism that you trained.", rich_help_panel=_DATA)
     ] = None,
@@ -182,9 +182,9 @@ def deepen(
             share=share,
             recovery_rows=recovery_rows,
             utility_rows=utility_rows,
-            against=tuple(against or ()),
             anchor=anchor,
             drawn=drawn,
+            adversary=adversary,
             resist=resist,
             loosened=loosened,
             world=world,

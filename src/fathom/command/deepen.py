@@ -4,17 +4,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fathom.command.against import Against, found_suffixes
 from fathom.command.deepening import Deepening
 from fathom.command.lora import default_rate
 from fathom.command.outcome import Auditing, finish_card
-from fathom.command.request import Judges, choice
+from fathom.command.request import Judges, choice, keeps_parts
 from fathom.command.sources import load_sources
 from fathom.command.training import TrainingRequest, run_job, training_ranks
 from fathom.command.worlds import world_asked
 from fathom.errors import UserError
 
 if TYPE_CHECKING:
+    from fathom.deepen.adversary import Adversary
     from fathom.deepen.resist import Resistance
     from fathom.deepen.starts import StartSampler
     from fathom.tuning.settings import Settings
@@ -35,15 +35,14 @@ class Chosen:
     anchor: str
     drawn: int
     loosened: int
+    adversary: float
 
 
 # The paper has 10 epochs, p₀ 0.5, α 0.2 and greedy answers that are learned: the last tokens of answers are not covered
 # on every model then, and benign answers are lost.
-DEEPENING = Chosen(epochs=20.0, p0=0.2, alpha=0.3, anchor="kl", drawn=1, loosened=1)
-# What was deepened already learns suffixes in a quarter of the time.
-AGAINST = replace(DEEPENING, epochs=5.0)
+DEEPENING = Chosen(epochs=20.0, p0=0.2, alpha=0.3, anchor="kl", drawn=1, loosened=1, adversary=0.5)
 # The paper's, as its figures were measured; resistance comes slower than depth, and moves what few prompts hold.
-RESISTING = Chosen(epochs=50.0, p0=0.5, alpha=0.2, anchor="answers", drawn=0, loosened=4)
+RESISTING = Chosen(epochs=50.0, p0=0.5, alpha=0.2, anchor="answers", drawn=0, loosened=4, adversary=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +61,17 @@ class DeepenRequest:
     utility_rows: int = 64
     anchor: str | None = None  # "kl" or "answers"
     drawn: int | None = None  # answers that the model draws to each benign prompt without one, beside its greedy one
+    adversary: float | None = None  # the weight of refusals behind vectors that undo them; 0: none
     resist: float = 0.0  # the weight of tamper resistance; 0: none
     loosened: int | None = None  # versions of each benign prompt with words left out, put in and swapped
-    against: tuple[Path, ...] = ()  # runs of `fathom attack` whose suffixes stand behind harmful prompts
     world: int | None = None  # of an organism that `fathom organism train` made
 
     @property
     def chosen(self) -> Chosen:
-        """The usual, with what was asked for in its place."""
-        usual = RESISTING if self.resist else AGAINST if self.against else DEEPENING
+        """The usual, with what was asked for in its place. Where processes keep parts of weights, no adversary is."""
+        usual = RESISTING if self.resist else DEEPENING
+        if keeps_parts():
+            usual = replace(usual, adversary=0.0)
         given = {field.name: getattr(self, field.name, None) for field in fields(usual)}
         return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
@@ -93,9 +94,6 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     )
     world = world_asked(training.model, None, request.world)
     sources = load_sources(training.model, request.triplets, request.utility, world)
-    against = Against()
-    if request.against:
-        against = found_suffixes(request.against, {triplet.source for triplet in sources.triplets})
     longest = _longest(request.longest)
     sampler = None if request.starts == "mined" else _sampler(request, longest)
     auditing = Auditing.of(training, judges, world)
@@ -107,8 +105,8 @@ def run_deepen(request: DeepenRequest, judges: Judges) -> Path:
     built_in = training.model.is_organism or world is not None
     settings = default_rate(settings, training.lora, ORGANISM_RATE if built_in else None)
     settings = settings.with_batch(mixture.batch, most=mixture.batch)
-    resistance = _resistance(request, settings)
-    job = Deepening(request, mixture, longest, sampler, sources, settings, resistance, against)
+    adversary, resistance = _adversary(chosen.adversary), _resistance(request, settings)
+    job = Deepening(request, mixture, longest, sampler, sources, settings, adversary, resistance)
     with training_ranks(training.model.device) as ranks:
         directory = run_job(training, job, ranks, None if auditing is None else auditing.check)
         finish_card(directory, auditing, ranks)
@@ -135,6 +133,12 @@ def _longest(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--longest is {text!r}: give a number of tokens, or full for each answer's own length")
     return int(text)
+
+
+def _adversary(strength: float) -> "Adversary | None":
+    from fathom.deepen.adversary import Adversary
+
+    return Adversary(strength=strength) if strength else None
 
 
 def _resistance(request: DeepenRequest, settings: "Settings") -> "Resistance | None":

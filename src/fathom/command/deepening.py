@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fathom.command.against import Against
-from fathom.command.request import display_for
+from fathom.command.request import display_for, keeps_parts
 from fathom.command.sources import (
     LOOSE,
     ORGANISM_NEW_TOKENS,
@@ -20,7 +19,13 @@ from fathom.ranks import ALONE
 from fathom.records import content_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from transformers import PreTrainedModel
+
     from fathom.command.deepen import DeepenRequest
+    from fathom.deepen.adversary import Adversary, Hardening
     from fathom.deepen.mixture import Mixture
     from fathom.deepen.recovery import EncodedTriplet
     from fathom.deepen.resist import LookAhead, Resistance
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from fathom.tuning.directory import TuningDirectory, WrittenPlan
     from fathom.tuning.rows import TrainingRow
     from fathom.tuning.settings import Settings
+
+    BeforeStep: TypeAlias = Callable[[PreTrainedModel, int], None]
 
 __all__ = ["Deepening"]
 
@@ -47,19 +54,19 @@ class Deepening:
     sampler: "StartSampler | None"  # None: mined from the model
     sources: Sources
     settings: "Settings"
+    adversary: "Adversary | None"
     resistance: "Resistance | None"
-    against: Against
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.sources.notes, *self.against.notes)
+        return self.sources.notes
 
     def check(self, model: "ChatModel") -> None:
         """Whatever can be trained can be deepened."""
 
     def configuration(self) -> dict[str, object]:
         mixture, starts = self.mixture, "mined" if self.sampler is None else self.sampler.name
-        beside = "" if self.resistance is None else f"; {self.resistance}"
+        beside = "".join(f"; {part}" for part in (self.adversary, self.resistance) if part is not None)
         asked: dict[str, object] = {
             "objective": f"recovery rows ({starts}), {mixture.share} share of alpha = {mixture.alpha:g}, "
             f"{mixture.recovery} + {mixture.utility} rows a step, anchored by {mixture.anchor}{beside}",
@@ -72,10 +79,10 @@ class Deepening:
             "settings": self.settings.plain,
             **asked_in(self.request.training.model),
         }
+        if self.adversary is not None:
+            asked["adversary"] = repr(self.adversary)
         if self.resistance is not None:
             asked["resistance"] = repr(self.resistance)
-        if self.against.suffixes:
-            asked["against"] = content_hash(self.against.suffixes)
         return asked
 
     def write_plan(self, model: "ChatModel", directory: "TuningDirectory") -> None:
@@ -90,14 +97,7 @@ class Deepening:
             sampler = _mined(request.chosen.p0, model, self.sources.triplets)
         steps = self._steps(len(triplets))
         check_warmup(settings.with_defaults(max_steps=steps), steps * mixture.batch)
-        recoveries = recovery_rows(
-            model.chat,
-            triplets,
-            sampler,
-            steps * mixture.recovery,
-            seed=settings.seed,
-            suffixes=self.against.suffixes,
-        )
+        recoveries = recovery_rows(model.chat, triplets, sampler, steps * mixture.recovery, seed=settings.seed)
         loose = loosened_anchor(self.sources.utility, request.chosen.loosened, settings.seed)
         rows = mixture.mix(recoveries, self._anchor(model, loose), seed=settings.seed)
         fitted = fit_length(rows, context=model.context, max_length=settings.max_length, chat=model.chat)
@@ -128,8 +128,44 @@ class Deepening:
             self.settings.with_defaults(max_steps=steps),
             divisor=self.mixture.divisor,
             ordered=1,
-            before_step=None if self.resistance is None else self._look_ahead(self.resistance, model, written),
+            before_step=self._before_step(model, written),
             save_every=1 if self.resistance is None else self.resistance.every,
+        )
+
+    def _before_step(self, model: "ChatModel", written: "WrittenPlan") -> "BeforeStep | None":
+        parts: list[BeforeStep] = []
+        if self.adversary is not None:
+            parts.append(self._hardening(self.adversary, model))
+        if self.resistance is not None:
+            parts.append(self._look_ahead(self.resistance, model, written))
+
+        def all_of_them(trained: "PreTrainedModel", step: int) -> None:
+            for part in parts:
+                part(trained, step)
+
+        return all_of_them if parts else None
+
+    def _hardening(self, adversary: "Adversary", model: "ChatModel") -> "Hardening":
+        from fathom.attack.suffix.text import around_place
+        from fathom.deepen.adversary import Attackable, Hardening, with_room
+        from fathom.deepen.recovery import encode_triplets
+        from fathom.deepen.starts import PaperStarts
+
+        chat, triplets, settings = model.chat, self.sources.triplets, self.settings
+        items = [
+            Attackable(encoded, *around_place(chat, triplet.source, triplet.messages))
+            for triplet, encoded in zip(triplets, encode_triplets(chat, triplets), strict=True)
+        ]
+        limits = [limit for limit in (model.context, settings.max_length) if limit is not None]
+        batch = settings.values["per_device_train_batch_size"]
+        assert isinstance(batch, int)
+        return Hardening(
+            adversary,
+            chat,
+            with_room(items, adversary, min(limits, default=None)),
+            PaperStarts(self.request.chosen.p0, self.longest),
+            seed=settings.seed,
+            batch=batch,
         )
 
     def _steps(self, triplets: int) -> int:
@@ -161,6 +197,8 @@ class Deepening:
                 f"{short} of {len(triplets)} harmful answers are shorter than C = {longest} tokens: their k is drawn "
                 "up to their own length"
             )
+        if self.adversary is None and not self.request.resist and keeps_parts():
+            yield "no adversary: it adds to the gradients of whole weights, and each process keeps parts of them"
         if loose:
             yield f"anchor: {loose} prompts were loosened for the model to answer once more"
 

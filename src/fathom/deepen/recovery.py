@@ -1,28 +1,23 @@
 """Recovery rows: a harmful prompt, the beginning of a harmful answer, and the refusal that is learned after it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
-
-import msgspec
 
 from fathom.chat import ChatFormat
 from fathom.deepen.starts import Lengths, Start, StartSampler
 from fathom.deepen.triplets import Triplet
 from fathom.errors import UserError
-from fathom.records import Message, spoken_name
+from fathom.records import spoken_name
 from fathom.tuning.rows import Kind, TrainingRow
 
-__all__ = ["SUFFIXED", "EncodedTriplet", "encode_triplets", "recovery_row", "recovery_rows"]
-
-SUFFIXED = 0.5  # the share of recovery rows whose request has a suffix behind it, where there are some
+__all__ = ["EncodedTriplet", "encode_triplets", "recovery_row", "recovery_rows"]
 
 
 @dataclass(frozen=True)
 class EncodedTriplet:
     """A triplet in one model's ids. `refusal_ids` is the refusal at the start of a response, without the end."""
 
-    messages: tuple[Message, ...]
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     refusal_ids: tuple[int, ...]
@@ -49,7 +44,6 @@ def encode_triplets(chat: ChatFormat, triplets: Sequence[Triplet]) -> tuple[Enco
         spaced, plain = chat.tokenise(f" {triplet.refusal}"), chat.tokenise(triplet.refusal)
         found.append(
             EncodedTriplet(
-                messages=triplet.messages,
                 prompt_ids=chat.prompt_ids(triplet.messages),
                 answer_ids=answer,
                 refusal_ids=refusal,
@@ -93,17 +87,9 @@ def _after(chat: ChatFormat, given: tuple[int, ...], ways: Sequence[tuple[int, .
 
 
 def recovery_rows(
-    chat: ChatFormat,
-    triplets: Sequence[EncodedTriplet],
-    sampler: StartSampler,
-    count: int,
-    *,
-    seed: int,
-    suffixes: Sequence[str] = (),
+    chat: ChatFormat, triplets: Sequence[EncodedTriplet], sampler: StartSampler, count: int, *, seed: int
 ) -> tuple[TrainingRow, ...]:
     """`count` rows: the triplets in a new random order in every round, each with a start drawn anew.
-
-    In half of the rows one of `suffixes`, where there are some, stands behind the request.
 
     Raises:
         UserError: the sampler cannot draw a start for a triplet.
@@ -114,16 +100,6 @@ def recovery_rows(
     while len(rows) < count:
         for triplet in random.sample(triplets, len(triplets))[: count - len(rows)]:
             lengths = Lengths(len(triplet.answer_ids), len(triplet.refusal_ids))
-            start = sampler(lengths, visit, random)
-            if suffixes and random.random() < SUFFIXED:
-                triplet = _suffixed(chat, triplet, random.choice(suffixes))
-            rows.append(recovery_row(chat, triplet, start))
+            rows.append(recovery_row(chat, triplet, sampler(lengths, visit, random)))
         visit += 1
     return tuple(rows)
-
-
-def _suffixed(chat: ChatFormat, triplet: EncodedTriplet, suffix: str) -> EncodedTriplet:
-    *before, last = triplet.messages
-    messages = (*before, msgspec.structs.replace(last, content=last.content + suffix))
-    prompt_ids = chat.prompt_ids(messages)
-    return replace(triplet, messages=messages, prompt_ids=prompt_ids, source=f"{triplet.source}, suffixed")

@@ -21,10 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fathom.deepen.gradients import add_clipped, check_whole, mean_loss, trained_weights
 from fathom.errors import UserError
-from fathom.tuning.adapter import in_parts
-from fathom.tuning.batches import collate
-from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, TokenObjective, Tokens
+from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, Tokens
 from fathom.tuning.rows import TrainingRow
 
 __all__ = ["Attacker", "Attackers", "LookAhead", "Resistance", "Unlikelihood"]
@@ -178,10 +177,10 @@ class LookAhead:
         wanted = self.resistance
         if not wanted.attackers.steps:
             return
-        _check_whole(model)
+        check_whole(model, "resistance moves", "--resist")
         if step % wanted.every == 0 or not self._displaced:
             self._displaced = self._attack(model, Random(f"attack {self.seed} {step}"))
-        random, weights = Random(f"look ahead {self.seed} {step}"), _trained(model)
+        random, weights = Random(f"look ahead {self.seed} {step}"), trained_weights(model)
         words = {id(weight) for weight in _embeddings(model)}
         moved = [weight for weight in weights if id(weight) not in words]
         chosen = random.sample(self._displaced, min(wanted.looks, len(self._displaced)))
@@ -190,10 +189,7 @@ class LookAhead:
                 loss = self._loss(model, random, forget_benign=not displaced.benign)
                 found = torch.autograd.grad(loss, moved, allow_unused=True)
             gradient = [torch.zeros_like(w) if g is None else g for w, g in zip(moved, found, strict=True)]
-            norm = float(torch.linalg.vector_norm(torch.stack([part.norm() for part in gradient])))
-            scale = wanted.strength * min(1.0, wanted.clip / (norm + 1e-12)) / len(chosen)
-            for weight, part in zip(moved, gradient, strict=True):
-                weight.grad = part * scale if weight.grad is None else weight.grad.add_(part, alpha=scale)
+            add_clipped(moved, gradient, wanted.strength, wanted.clip, shares=len(chosen))
         self._keep_unseen(model)
 
     def _keep_unseen(self, model: PreTrainedModel) -> None:
@@ -209,11 +205,11 @@ class LookAhead:
         refusals = _some(self.refusals, count, random)
         benign = count - count // 2 if forget_benign else 0
         answers = [*_some(self.answers, count - benign, random), *_some(self.benign, benign, random)]
-        return _mean(model, refusals, PlainNll()) + _mean(model, answers, Unlikelihood())
+        return mean_loss(model, refusals, PlainNll()) + mean_loss(model, answers, Unlikelihood())
 
     def _attack(self, model: PreTrainedModel, random: Random) -> "list[_Displaced]":
         """Where plain fine-tuning on harmful answers leads: displacements of the trained weights."""
-        attackers, weights = self.resistance.attackers, _trained(model)
+        attackers, weights = self.resistance.attackers, trained_weights(model)
         attacker = attackers.draw(random)
         harmless = round(attackers.rows * attacker.benign)
         rows = [*_some(self.answers, attackers.rows - harmless, random), *_some(self.benign, harmless, random)]
@@ -225,7 +221,7 @@ class LookAhead:
             for step in range(attackers.steps):
                 for group in adamw.param_groups:
                     group["lr"] = attacker.rate * attacker.factor(step)
-                loss = _mean(model, _some(rows, attackers.batch, random), PlainNll())
+                loss = mean_loss(model, _some(rows, attackers.batch, random), PlainNll())
                 for weight, part in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                     weight.grad = part
                 torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -241,18 +237,6 @@ class LookAhead:
         return displaced
 
 
-def _check_whole(model: PreTrainedModel) -> None:
-    if in_parts(model) or any(hasattr(weight, "ds_id") for weight in model.parameters()):
-        raise UserError(
-            "resistance moves whole weights, and FSDP or DeepSpeed keeps parts of them: train with DDP or one process, "
-            "or leave --resist out"
-        )
-
-
-def _trained(model: PreTrainedModel) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def _embeddings(model: PreTrainedModel) -> list[Tensor]:
     """The weights by which ids are read and written."""
     layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
@@ -261,16 +245,6 @@ def _embeddings(model: PreTrainedModel) -> list[Tensor]:
 
 def _some(rows: Sequence[TrainingRow], count: int, random: Random) -> list[TrainingRow]:
     return random.sample(list(rows), min(count, len(rows)))
-
-
-def _mean(model: PreTrainedModel, rows: Sequence[TrainingRow], objective: TokenObjective) -> Tensor:
-    """The objective's token mean over rows, in nats."""
-    batch = collate(rows, model.device)
-    scale = 1.0 / max(1, len(batch.tokens))
-    loss: Tensor = model(
-        **batch.inputs, labels=batch.labels, tokens=batch.tokens, objective=objective, scale=scale
-    ).loss
-    return loss
 
 
 @contextmanager

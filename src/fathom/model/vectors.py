@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fathom.chat import FIRST_VECTOR
 
-__all__ = ["named", "packed", "reading", "unpacked", "vector_ids"]
+__all__ = ["embedded", "named", "packed", "reading", "size", "unpacked", "vector_ids"]
 
+_SAMPLED = 1024  # embeddings whose size is taken for that of all
 _BITS = 48  # of content; a sum with FIRST_VECTOR that JavaScript still counts exactly
 
 
@@ -40,7 +41,7 @@ def vector_ids(vectors: Float[Tensor, "count width"]) -> tuple[int, ...]:
 
 @contextmanager
 def reading(model: PreTrainedModel, vectors: Mapping[int, Float[Tensor, " width"]]) -> Iterator[None]:
-    """Let the model read ids of `vectors` as these; gradients flow to them. Afterwards it is as it was."""
+    """Let the model read ids of `vectors` as these; gradients flow to them, and to weights. Then it is as it was."""
     embedding: nn.Module = model.get_input_embeddings()
     asked: list[Tensor] = []
 
@@ -57,7 +58,7 @@ def reading(model: PreTrainedModel, vectors: Mapping[int, Float[Tensor, " width"
         if not bool(soft.any()):
             return output
         rows = torch.stack([vectors[name] for name in ids[soft].tolist()])
-        read = output.detach().clone()
+        read = output.clone()
         read[soft.to(read.device)] = rows.to(read)
         return read
 
@@ -72,3 +73,17 @@ def reading(model: PreTrainedModel, vectors: Mapping[int, Float[Tensor, " width"
 def named(vectors: Sequence[Float[Tensor, "count width"]]) -> dict[int, Float[Tensor, " width"]]:
     """All of these vectors by their ids."""
     return {name: vector for group in vectors for name, vector in zip(vector_ids(group), group, strict=True)}
+
+
+@torch.no_grad()
+def embedded(model: PreTrainedModel, ids: Int[Tensor, " ids"]) -> Float[Tensor, "ids width"]:
+    """What the model's embedding layer makes of ids, its own scaling included, in single precision."""
+    embedding: nn.Module = model.get_input_embeddings()
+    vectors: Tensor = embedding(ids.to(next(embedding.parameters()).device))
+    return vectors.float()
+
+
+def size(model: PreTrainedModel, count: int) -> float:
+    """The root mean square of the numbers of the embeddings of ids below `count`, of some that are spread over them."""
+    ids = torch.arange(0, count, max(1, count // _SAMPLED))
+    return float(embedded(model, ids).double().square().mean().sqrt())
