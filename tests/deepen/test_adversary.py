@@ -82,6 +82,7 @@ def test_the_gradient_is_that_of_refusals_behind_vectors_that_were_searched_for(
         total = total + cross_entropy(logits, learned, reduction="sum")
         tokens += len(learned)
     (total / tokens).backward()
+    model.get_input_embeddings().weight.grad.zero_()  # those are left alone
     expected = flat(parameter.grad for parameter in model.parameters())
     found = added(to_add, copy.deepcopy(organism().model), 3)
     assert float((found - expected).norm() / expected.norm()) < 1e-2  # a sign of a number near 0 may differ

@@ -163,7 +163,7 @@ class Deepening:
             adversary,
             chat,
             with_room(items, adversary, min(limits, default=None)),
-            PaperStarts(self.request.chosen.p0, self.longest),
+            PaperStarts(adversary.p0, self.longest),
             seed=settings.seed,
             batch=batch,
         )

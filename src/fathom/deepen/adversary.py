@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fathom.chat import FIRST_VECTOR, ChatFormat
-from fathom.deepen.gradients import add_clipped, check_whole, mean_loss, trained_weights
+from fathom.deepen.gradients import add_clipped, check_whole, mean_loss, trained_weights, without_words
 from fathom.deepen.recovery import EncodedTriplet, recovery_row
 from fathom.deepen.starts import Lengths, StartSampler
 from fathom.errors import UserError
@@ -42,7 +42,8 @@ class Adversary:
     """How much refusals behind vectors weigh, and how hard these are searched for.
 
     `rows` requests a step; between `fewest` and `most` vectors each, moved `steps` times by `rate` times the size of
-    the model's own embeddings, towards the first `tokens` of the harmful answer.
+    the model's own embeddings, towards the first `tokens` of the harmful answer. Behind them nothing of the answer is
+    given with probability `p0`.
     """
 
     strength: float
@@ -52,6 +53,7 @@ class Adversary:
     fewest: int = 4
     most: int = 20
     tokens: int = 24
+    p0: float = 0.4
     clip: float = 1.0
 
     def __post_init__(self) -> None:
@@ -108,8 +110,8 @@ class Hardening:
     """Adds an `Adversary`'s gradient before each optimizer step.
 
     What a step draws depends on its number and the seed alone, so a run that goes on is the run that was not
-    interrupted; on several processes each computes the same. `batch` rows are run at once, which changes nothing but
-    memory. The model is one whose head is `response_head`'s.
+    interrupted; on several processes each computes the same. Embeddings are left to deepening alone. `batch` rows are
+    run at once, which changes nothing but memory. The model is one whose head is `response_head`'s.
     """
 
     adversary: Adversary
@@ -122,7 +124,7 @@ class Hardening:
     def __call__(self, model: PreTrainedModel, step: int) -> None:
         """Add to the gradients of step `step`, from 0."""
         check_whole(model, "an adversary adds to the gradients of", "--adversary")
-        wanted, weights = self.adversary, trained_weights(model)
+        wanted, weights = self.adversary, without_words(model, trained_weights(model))
         drawn = self._draw(Random(f"adversary {self.seed} {step}"))
         tokens = sum(len(one.row.response_ids) - one.row.learned_from for one in drawn)
         gradient = [torch.zeros_like(weight) for weight in weights]

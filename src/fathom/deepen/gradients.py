@@ -1,6 +1,7 @@
 """What adds to the gradients of a step of deepening: losses of rows of its own, clipped by themselves."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from fathom.tuning.batches import collate
 from fathom.tuning.objective import TokenObjective
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["add_clipped", "check_whole", "mean_loss", "trained_weights"]
+__all__ = ["add_clipped", "check_whole", "mean_loss", "trained_weights", "without_words", "word_weights"]
 
 
 def check_whole(model: PreTrainedModel, what: str, option: str) -> None:
@@ -31,6 +32,18 @@ def check_whole(model: PreTrainedModel, what: str, option: str) -> None:
 def trained_weights(model: PreTrainedModel) -> list[torch.nn.Parameter]:
     """Those that training moves."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def word_weights(model: PreTrainedModel) -> list[Tensor]:
+    """The weights by which ids are read and written."""
+    layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    return [layer.weight for layer in layers if layer is not None]
+
+
+def without_words(model: PreTrainedModel, weights: Sequence[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+    """Weights without those of ids: what is added for some words would move what holds rarer ones little or not."""
+    words = {id(weight) for weight in word_weights(model)}
+    return [weight for weight in weights if id(weight) not in words]
 
 
 def mean_loss(

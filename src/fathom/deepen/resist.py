@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fathom.deepen.gradients import add_clipped, check_whole, mean_loss, trained_weights
+from fathom.deepen.gradients import add_clipped, check_whole, mean_loss, trained_weights, without_words, word_weights
 from fathom.errors import UserError
 from fathom.tuning.objective import Needs, PlainNll, ResponseLogits, Tokens
 from fathom.tuning.rows import TrainingRow
@@ -181,8 +181,7 @@ class LookAhead:
         if step % wanted.every == 0 or not self._displaced:
             self._displaced = self._attack(model, Random(f"attack {self.seed} {step}"))
         random, weights = Random(f"look ahead {self.seed} {step}"), trained_weights(model)
-        words = {id(weight) for weight in _embeddings(model)}
-        moved = [weight for weight in weights if id(weight) not in words]
+        moved = without_words(model, weights)
         chosen = random.sample(self._displaced, min(wanted.looks, len(self._displaced)))
         for displaced in chosen:
             with _moved(weights, displaced.by):
@@ -195,7 +194,7 @@ class LookAhead:
     def _keep_unseen(self, model: PreTrainedModel) -> None:
         if not self.unseen:
             return
-        for weight in _embeddings(model):
+        for weight in word_weights(model):
             if weight.grad is not None:
                 weight.grad[[id_ for id_ in self.unseen if id_ < len(weight)]] = 0.0
 
@@ -235,12 +234,6 @@ class LookAhead:
                     weight.copy_(before)
                     weight.grad = gradient
         return displaced
-
-
-def _embeddings(model: PreTrainedModel) -> list[Tensor]:
-    """The weights by which ids are read and written."""
-    layers: tuple[Any, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
-    return [layer.weight for layer in layers if layer is not None]
 
 
 def _some(rows: Sequence[TrainingRow], count: int, random: Random) -> list[TrainingRow]:
