@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from fathom.__main__ import run
+from fathom.command.deepen import DeepenRequest
 from fathom.command.defence import own_requests
 from fathom.command.finetune import FinetuneRequest
 from fathom.command.known import benign_behaviors
@@ -450,6 +451,19 @@ def test_bad_deepening_is_one_line(
     options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in fails(["deepen", "organism:natural", "-o", str(tmp_path / "m"), *options], capsys)
+
+
+def test_where_processes_keep_parts_of_weights_there_is_no_adversary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = TrainingRequest(verb="deepen", model=ModelRequest(name="organism:natural"), output=tmp_path / "deep")
+    assert DeepenRequest(training=training).chosen.adversary == 0.5
+    assert DeepenRequest(training=training, resist=0.1).chosen.adversary == 0
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert DeepenRequest(training=training).chosen.adversary == 0
+    command = ["deepen", "organism:natural", "--adversary", "0.3", "-o", str(tmp_path / "deep")]
+    assert "--adversary 0.3 adds to the gradients of whole weights" in fails(command, capsys)
+    assert not (tmp_path / "deep").exists()
 
 
 def test_other_models_are_told_what_they_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,6 +138,11 @@ def _longest(text: str) -> int | None:
 def _adversary(strength: float) -> "Adversary | None":
     from fathom.deepen.adversary import Adversary
 
+    if strength and keeps_parts():
+        raise UserError(
+            f"--adversary {strength:g} adds to the gradients of whole weights, and FSDP or DeepSpeed keeps parts of "
+            "them: train with DDP or one process, or leave it out"
+        )
     return Adversary(strength=strength) if strength else None
 
 

@@ -58,7 +58,7 @@ class Adversary:
 
     def __post_init__(self) -> None:
         if not 0 < self.strength < float("inf"):
-            raise UserError(f"the strength of the adversary is {self.strength}: give a number above 0")
+            raise UserError(f"the strength of the adversary is {self.strength}: give a finite number above 0")
         if not 1 <= self.fewest <= self.most or min(self.rows, self.steps, self.tokens) < 1:
             raise UserError("an adversary needs 1 or more vectors, rows, steps and tokens")
 
