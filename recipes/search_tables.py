@@ -39,11 +39,12 @@ def both_targets(**parameters: int) -> tuple[NamedAttack, ...]:
     return NamedAttack("suffix", {**parameters}), NamedAttack("suffix", {**parameters, "target": "deep"})
 
 
-# The second is dearer by an order of magnitude. The third is no text: what a suffix of so many tokens could reach.
+# The strong ones are dearer by an order of magnitude. Embeddings are no text: what as many tokens could reach at most.
 SEARCHES = {
     "suffix": both_targets(steps=40),
     "strong-suffix": both_targets(steps=100, width=64, topk=64, length=20),
     "embedding": (NamedAttack("embedding", {}),),
+    "strong-embedding": (NamedAttack("embedding", {"vectors": 20, "steps": 300}),),
 }
 
 

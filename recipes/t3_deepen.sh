@@ -18,7 +18,7 @@ read -ra audit <<< "${AUDIT:-}"
 
 deepen() { # NAME C P0
   fathom deepen "$model" --triplets "$out/triplets/triplets.jsonl" --utility "$out/triplets/utility.jsonl" -o "$out/$1" \
-    --alpha 0.2 --p0 "$3" --anchor answers --loosened 0 --longest "$2" --recovery-rows 16 --utility-rows 64 --share tokens --no-audit \
+    --alpha 0.2 --p0 "$3" --anchor answers --loosened 0 --adversary 0 --longest "$2" --recovery-rows 16 --utility-rows 64 --share tokens --no-audit \
     --set num_train_epochs=10 --set learning_rate=2e-5 "${deepen[@]}"
 }
 
