@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from fathom.attack.suffix.text import around_place
 from fathom.chat import FIRST_VECTOR
-from fathom.deepen.adversary import Adversary, Attackable, Hardening, with_room
+from fathom.deepen.adversary import Adversary, Answerable, Attackable, Hardening, answerable, with_room
 from fathom.deepen.recovery import encode_triplets
 from fathom.deepen.starts import PaperStarts
 from fathom.deepen.triplets import triplets_of
 from fathom.errors import UserError
 from fathom.organism import behaviors
 from fathom.tuning.head import response_head
-from few_rows import organism
+from few_rows import guild_rows, organism
 
 ADVERSARY = Adversary(strength=1.0, rows=3, steps=4, fewest=2, most=5, tokens=6, clip=1e9)
 
@@ -31,8 +31,12 @@ def items(count: int = 6) -> list[Attackable]:
     return [Attackable(e, *around_place(chat, t.source, t.messages)) for t, e in zip(triplets, encoded, strict=True)]
 
 
+def benign() -> tuple[Answerable, ...]:
+    return answerable(guild_rows(organism(), 2, benign=4), items(), ADVERSARY, None)
+
+
 def hardening(adversary: Adversary = ADVERSARY, batch: int = 8) -> Hardening:
-    return Hardening(adversary, organism().chat, items(), PaperStarts(0.3, 20), seed=1, batch=batch)
+    return Hardening(adversary, organism().chat, items(), benign(), PaperStarts(0.3, 20), seed=1, batch=batch)
 
 
 def flat(parts: object) -> Tensor:
@@ -67,7 +71,7 @@ def test_the_gradient_is_that_of_refusals_behind_vectors_that_were_searched_for(
     embeddings = model.get_input_embeddings().weight.detach()
     distance = ADVERSARY.rate * float(embeddings.double().square().mean().sqrt())
     drawn = to_add._draw(Random(f"adversary {to_add.seed} 3"))
-    total, tokens = torch.zeros(()), 0
+    totals, tokens = [torch.zeros(()), torch.zeros(())], [0, 0]
     for one in drawn:
         prompt, answer = one.prompt_ids, one.item.triplet.answer_ids[: ADVERSARY.tokens]
         vectors = embeddings[list(one.begin)]
@@ -76,12 +80,13 @@ def test_the_gradient_is_that_of_refusals_behind_vectors_that_were_searched_for(
             logits = read(model, (*prompt, *answer), leaf)[len(prompt) - 1 : -1]
             (slope,) = torch.autograd.grad(cross_entropy(logits, torch.tensor(answer)), leaf)
             vectors = leaf.detach() - distance * slope.sign()
-        response = one.row.response_ids
-        logits = read(model, (*prompt, *response), vectors)[len(prompt) + one.row.learned_from - 1 : -1]
-        learned = torch.tensor(response[one.row.learned_from :])
-        total = total + cross_entropy(logits, learned, reduction="sum")
-        tokens += len(learned)
-    (total / tokens).backward()
+        for side, row in enumerate((one.row, one.benign)):
+            logits = read(model, (*row.prompt_ids, *row.response_ids), vectors)
+            learned = torch.tensor(row.response_ids[row.learned_from :])
+            logits = logits[len(row.prompt_ids) + row.learned_from - 1 : -1]
+            totals[side] = totals[side] + cross_entropy(logits, learned, reduction="sum")
+            tokens[side] += len(learned)
+    (totals[0] / tokens[0] + totals[1] / tokens[1]).backward()
     model.get_input_embeddings().weight.grad.zero_()  # those are left alone
     expected = flat(parameter.grad for parameter in model.parameters())
     found = added(to_add, copy.deepcopy(organism().model), 3)
@@ -117,10 +122,27 @@ def test_vectors_undo_the_refusal() -> None:
     assert losses[12] < 0.5 * losses[1]
 
 
-def test_a_gradient_is_clipped_and_weighed() -> None:
+def test_each_of_both_gradients_is_clipped_and_weighed() -> None:
     model = copy.deepcopy(organism().model)
-    clipped = added(hardening(replace(ADVERSARY, clip=0.5, strength=0.1)), model)
-    assert float(clipped.norm()) == pytest.approx(0.05, rel=1e-3)
+    free = float(added(hardening(), model).norm())
+    clipped = float(added(hardening(replace(ADVERSARY, clip=0.5, strength=0.1)), model).norm())
+    assert free > 1.0
+    assert 0.02 < clipped <= 0.1 + 1e-3  # two of norm 0.5, a tenth of each
+
+
+def test_benign_requests_stand_before_the_same_vectors_once_each() -> None:
+    chat, rows = organism().chat, guild_rows(organism(), 2, benign=4)
+    found = answerable([*rows, *rows], items(), ADVERSARY, None)
+    assert len(found) == len({(row.prompt_ids, row.response_ids) for row in rows})
+    row = found[0].behind((FIRST_VECTOR, FIRST_VECTOR + 1))
+    text = chat.tokenizer.decode([id_ for id_ in row.prompt_ids if id_ < FIRST_VECTOR])
+    assert text.endswith("<end> <bot>")
+    assert row.prompt_ids[-4:-2] == (FIRST_VECTOR, FIRST_VECTOR + 1)
+    assert row.response_ids == found[0].response_ids
+    shortest = min(len(row.prompt_ids) + len(row.response_ids) for row in rows)
+    assert 0 < len(answerable(rows, items(), ADVERSARY, shortest + ADVERSARY.most)) < len(found)
+    with pytest.raises(UserError, match="no utility row leaves room for the adversary's 5 vectors in 9 tokens"):
+        answerable(rows, items(), ADVERSARY, 9)
 
 
 def test_triplets_without_room_for_vectors_are_left_out() -> None:

@@ -135,7 +135,7 @@ class Deepening:
     def _before_step(self, model: "ChatModel", written: "WrittenPlan") -> "BeforeStep | None":
         parts: list[BeforeStep] = []
         if self.adversary is not None:
-            parts.append(self._hardening(self.adversary, model))
+            parts.append(self._hardening(self.adversary, model, written))
         if self.resistance is not None:
             parts.append(self._look_ahead(self.resistance, model, written))
 
@@ -145,11 +145,13 @@ class Deepening:
 
         return all_of_them if parts else None
 
-    def _hardening(self, adversary: "Adversary", model: "ChatModel") -> "Hardening":
+    def _hardening(self, adversary: "Adversary", model: "ChatModel", written: "WrittenPlan") -> "Hardening":
+        """The triplets, and the plan's anchor, for an adversary to stand behind."""
         from fathom.attack.suffix.text import around_place
-        from fathom.deepen.adversary import Attackable, Hardening, with_room
+        from fathom.deepen.adversary import Attackable, Hardening, answerable, with_room
         from fathom.deepen.recovery import encode_triplets
         from fathom.deepen.starts import PaperStarts
+        from fathom.tuning.rows import Kind
 
         chat, triplets, settings = model.chat, self.sources.triplets, self.settings
         items = [
@@ -157,12 +159,16 @@ class Deepening:
             for triplet, encoded in zip(triplets, encode_triplets(chat, triplets), strict=True)
         ]
         limits = [limit for limit in (model.context, settings.max_length) if limit is not None]
+        limit = min(limits, default=None)
+        attackable = with_room(items, adversary, limit)
+        anchor = [row for row in written.rows if row.kind is Kind.UTILITY]
         batch = settings.values["per_device_train_batch_size"]
         assert isinstance(batch, int)
         return Hardening(
             adversary,
             chat,
-            with_room(items, adversary, min(limits, default=None)),
+            attackable,
+            answerable(anchor, attackable, adversary, limit),
             PaperStarts(adversary.p0, self.longest),
             seed=settings.seed,
             batch=batch,

@@ -1,4 +1,4 @@
-"""An adversary inside deepening: vectors behind a request that undo its refusal, and the refusal learned all the same.
+"""An adversary inside deepening: vectors behind a request that undo its refusal, and a recovery learned all the same.
 
 Recovery rows teach a model to turn back from answers that were begun for it. A suffix that is searched for does not
 begin an answer: it makes the model not see what it is asked. So at each step, for some requests,
@@ -6,6 +6,11 @@ begin an answer: it makes the model not see what it is asked. So at each step, f
     vectors  ← the embeddings of random tokens, behind the request's text
     `steps` × vectors ← vectors - rate × size × sign(∇ cross-entropy of the harmful answer's first tokens)
     gradient += strength × clip(∇ cross-entropy of the refusal after h_≤k, the request followed by these vectors)
+    gradient += strength × clip(∇ cross-entropy of the model's own answers to benign requests, followed by them, too)
+
+with k ≥ 1: what is learned is to turn back from a harmful answer, whatever the request looked like. Refusals of the
+plain request (k = 0) behind vectors were learned as "what looks strange is refused", and so were benign requests in
+phrasings that training lacks; for the same reason benign requests stand before the same vectors, and are answered.
 
 Whatever tokens stand there are vectors too, so what holds against these is asked of suffixes that nobody has searched
 for yet.
@@ -15,7 +20,8 @@ request itself; here vectors stand where a suffix would (Schwinn et al., arXiv 2
 them is a recovery from anywhere in the answer.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
@@ -34,7 +40,7 @@ from fathom.model.vectors import embedded, reading, size
 from fathom.tuning.objective import PlainNll
 from fathom.tuning.rows import TrainingRow
 
-__all__ = ["Adversary", "Attackable", "Hardening", "with_room"]
+__all__ = ["Adversary", "Answerable", "Attackable", "Hardening", "answerable", "with_room"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,8 @@ class Adversary:
     """How much refusals behind vectors weigh, and how hard these are searched for.
 
     `rows` requests a step; between `fewest` and `most` vectors each, moved `steps` times by `rate` times the size of
-    the model's own embeddings, towards the first `tokens` of the harmful answer. Behind them nothing of the answer is
-    given with probability `p0`.
+    the model's own embeddings, towards the first `tokens` of the harmful answer.
+    At least one token of the answer is given behind them, but with probability `p0`.
     """
 
     strength: float
@@ -53,7 +59,7 @@ class Adversary:
     fewest: int = 4
     most: int = 20
     tokens: int = 24
-    p0: float = 0.4
+    p0: float = 0.0
     clip: float = 1.0
 
     def __post_init__(self) -> None:
@@ -97,12 +103,48 @@ def with_room(items: Sequence[Attackable], adversary: Adversary, limit: int | No
 
 
 class _Drawn(NamedTuple):
-    """A request of a step: the ids of its vectors, the tokens these begin as, and the refusal to be learned."""
+    """A request of a step with its vectors' ids, the tokens these begin as, and what is learned behind them."""
 
     item: Attackable
     prompt_ids: tuple[int, ...]
     begin: tuple[int, ...]
-    row: TrainingRow
+    row: TrainingRow  # the recovery
+    benign: TrainingRow
+
+
+class Answerable(NamedTuple):
+    """A benign prompt's ids on both sides of where vectors stand, and the answer that is kept."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+    def behind(self, vectors: tuple[int, ...]) -> TrainingRow:
+        """The row with vectors behind its request; its answer is learned."""
+        return TrainingRow(prompt_ids=(*self.before, *vectors, *self.after), response_ids=self.response_ids)
+
+
+def answerable(
+    rows: Iterable[TrainingRow], items: Sequence[Attackable], adversary: Adversary, limit: int | None
+) -> tuple[Answerable, ...]:
+    """Of the anchor's rows those, each once, behind whose request the template goes on as it does behind most `items`'.
+
+    Raises:
+        UserError: there are none, or vectors make all of them longer than `limit` tokens.
+    """
+    after = Counter(item.after for item in items).most_common(1)[0][0]
+    found = dict.fromkeys(
+        Answerable(row.prompt_ids[: len(row.prompt_ids) - len(after)], after, row.response_ids)
+        for row in rows
+        if row.prompt_ids[len(row.prompt_ids) - len(after) :] == after
+        and (limit is None or len(row.prompt_ids) + adversary.most + len(row.response_ids) <= limit)
+    )
+    if not found:
+        raise UserError(
+            f"no utility row leaves room for the adversary's {adversary.most} vectors in {limit} tokens, or the chat "
+            "template ends its request as those of the triplets: leave the adversary out with --adversary 0"
+        )
+    return tuple(found)
 
 
 @dataclass(eq=False)
@@ -117,6 +159,7 @@ class Hardening:
     adversary: Adversary
     chat: ChatFormat
     items: Sequence[Attackable]
+    benign: Sequence[Answerable]
     starts: StartSampler
     seed: int = 0
     batch: int = 8
@@ -126,17 +169,18 @@ class Hardening:
         check_whole(model, "an adversary adds to the gradients of", "--adversary")
         wanted, weights = self.adversary, without_words(model, trained_weights(model))
         drawn = self._draw(Random(f"adversary {self.seed} {step}"))
-        tokens = sum(len(one.row.response_ids) - one.row.learned_from for one in drawn)
-        gradient = [torch.zeros_like(weight) for weight in weights]
+        wholes = [[torch.zeros_like(weight) for weight in weights] for _ in range(2)]
+        totals = [sum(map(_learned, rows)) for rows in _sides(drawn)]
         for at in range(0, len(drawn), self.batch):
             part = drawn[at : at + self.batch]
             with reading(model, self._searched(model, part)):
-                loss = mean_loss(model, [one.row for one in part], PlainNll(), tokens=tokens)
-                found = torch.autograd.grad(loss, weights, allow_unused=True)
-            for whole, one in zip(gradient, found, strict=True):
-                if one is not None:
-                    whole.add_(one)
-        add_clipped(weights, gradient, wanted.strength, wanted.clip)
+                for whole, rows, total in zip(wholes, _sides(part), totals, strict=True):
+                    loss = mean_loss(model, rows, PlainNll(), tokens=total)
+                    for sum_, found in zip(whole, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
+                        if found is not None:
+                            sum_.add_(found)
+        for whole in wholes:
+            add_clipped(weights, whole, wanted.strength, wanted.clip)
 
     def _draw(self, random: Random) -> list[_Drawn]:
         wanted, vocabulary, drawn, named = self.adversary, len(self.chat.tokenizer), list[_Drawn](), FIRST_VECTOR
@@ -148,7 +192,8 @@ class Hardening:
             begin = tuple(random.randrange(vocabulary) for _ in range(count))
             start = self.starts(Lengths(len(item.triplet.answer_ids), len(item.triplet.refusal_ids)), 0, random)
             row = recovery_row(self.chat, replace(item.triplet, prompt_ids=prompt_ids), start)
-            drawn.append(_Drawn(item, prompt_ids, begin, row))
+            vectors = prompt_ids[len(item.before) : len(prompt_ids) - len(item.after)]
+            drawn.append(_Drawn(item, prompt_ids, begin, row, random.choice(self.benign).behind(vectors)))
         return drawn
 
     def _searched(self, model: PreTrainedModel, drawn: Sequence[_Drawn]) -> dict[int, Float[Tensor, " width"]]:
@@ -168,3 +213,12 @@ class Hardening:
                 (slope,) = torch.autograd.grad(loss, leaf)
             vectors = (leaf - distance * slope.sign()).detach()
         return dict(zip(ids, vectors.unbind(0), strict=True))
+
+
+def _sides(drawn: Sequence[_Drawn]) -> tuple[list[TrainingRow], list[TrainingRow]]:
+    """Recoveries and benign answers."""
+    return [one.row for one in drawn], [one.benign for one in drawn]
+
+
+def _learned(row: TrainingRow) -> int:
+    return len(row.response_ids) - row.learned_from
