@@ -25,7 +25,7 @@ from fathom.organism import SHIPPED_WORLD, OrganismJudge, Split, behaviors, stag
 from fathom.organism.attack_words import ASK_ON, FILLER, FRAMES
 from fathom.progress import silent
 from fathom.ranks import ALONE
-from fathom.records import Counted, Subject
+from fathom.records import Behavior, Counted, Subject
 from fathom.run import Run
 from fathom.schema import AttackRow
 from fathom.tally import percent, wilson
@@ -48,18 +48,30 @@ SUFFIXES = (NamedAttack("suffix", {"steps": 40}), NamedAttack("suffix", {"steps"
 NEW_TOKENS = 130
 
 
+def attacked(
+    directory: Path,
+    name: str,
+    asked: Sequence[Behavior],
+    attacks: Sequence[NamedAttack],
+    options: AuditOptions,
+    output: Path,
+) -> None:
+    """A run of attacks on a model of the organism, or the rest of it; the report calls the model `name`."""
+    model = load(LoadOptions(name=str(directory)))
+    model = dataclasses.replace(model, info=msgspec.structs.replace(model.info, name=name))
+    wording = Wording(frames=tuple(Frame(*words) for words in FRAMES), ask=ASK_ON, filler=FILLER)
+    suite = suite_of(attacks, wording, budget=None, before=depth_parts)
+    plan = make_plan(options, BehaviorSet("organism", tuple(asked)), OrganismJudge(), model, None, None, suite)
+    Execution(Run.start(output, plan.manifest), plan, OrganismJudge(), model, None, ALONE, silent)()
+
+
 def run(
     world: int, directory: Path, stage: str, output: Path, harmful: int, attacks: tuple[NamedAttack, ...] = ATTACKS
 ) -> None:
     """Audit one stage with all attacks, or go on with it."""
-    model = load(LoadOptions(name=str(directory)))
-    model = dataclasses.replace(model, info=msgspec.structs.replace(model.info, name=f"{stage} of world {world}"))
     asked = behaviors(world, Split.TEST, harmful=harmful, benign=max(12, harmful // 2))
-    wording = Wording(frames=tuple(Frame(*words) for words in FRAMES), ask=ASK_ON, filler=FILLER)
-    suite = suite_of(attacks, wording, budget=None, before=depth_parts)
     options = AuditOptions(depths=DEPTHS, max_new_tokens=NEW_TOKENS, prefixes=())
-    plan = make_plan(options, BehaviorSet("organism", asked), OrganismJudge(), model, None, None, suite)
-    Execution(Run.start(output, plan.manifest), plan, OrganismJudge(), model, None, ALONE, silent)()
+    attacked(directory, f"{stage} of world {world}", asked, attacks, options, output)
 
 
 def best_rows(rows: tuple[AttackRow, ...]) -> dict[tuple[str, float | None], AttackRow]:

@@ -8,30 +8,20 @@ audit.json; killed, the same command goes on.
 """
 
 import argparse
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import msgspec
+from attack_table import NEW_TOKENS, attacked
 
-from fathom.attack.framing import Frame
-from fathom.audit.execute import Execution
-from fathom.audit.parts import depth_parts
-from fathom.audit.plan import AuditOptions, BehaviorSet, make_plan
-from fathom.audit.suites import NamedAttack, Wording, suite_of
+from fathom.audit.plan import AuditOptions
+from fathom.audit.suites import NamedAttack
 from fathom.errors import UserError
-from fathom.model import LoadOptions, load
-from fathom.organism import OrganismJudge, Split, behaviors
-from fathom.organism.attack_words import ASK_ON, FILLER, FRAMES
-from fathom.progress import silent
-from fathom.ranks import ALONE
+from fathom.organism import Split, behaviors
 from fathom.records import Counted
 from fathom.run import Run
 from fathom.schema import AttackRow
 from fathom.tally import wilson
-
-NEW_TOKENS = 130
 
 
 def both_targets(**parameters: int) -> tuple[NamedAttack, ...]:
@@ -50,15 +40,10 @@ SEARCHES = {
 
 def search(name: str, directory: Path, world: int, split: str, harmful: int, seed: int, output: Path) -> None:
     """One search on one model, or the rest of it."""
-    model = load(LoadOptions(name=str(directory), device="cpu"))
-    model = dataclasses.replace(model, info=msgspec.structs.replace(model.info, name=directory.name))
     asked = behaviors(world, Split(split), harmful=harmful, benign=harmful // 2)
-    wording = Wording(frames=tuple(Frame(*words) for words in FRAMES), ask=ASK_ON, filler=FILLER)
     attacks = [NamedAttack(one.name, {**one.parameters, "seed": seed}) for one in SEARCHES[name]]
-    suite = suite_of(attacks, wording, budget=None, before=depth_parts)
     options = AuditOptions(depths=(0,), temperatures=(0.0,), max_new_tokens=NEW_TOKENS, prefixes=())
-    plan = make_plan(options, BehaviorSet("organism", asked), OrganismJudge(), model, None, None, suite)
-    Execution(Run.start(output, plan.manifest), plan, OrganismJudge(), model, None, ALONE, silent)()
+    attacked(directory, directory.name, asked, attacks, options, output)
 
 
 def worst_row(run: Run) -> AttackRow:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from added_gradients import added, flat
 from fathom.attack.suffix.text import around_place
 from fathom.chat import FIRST_VECTOR
 from fathom.deepen.adversary import Adversary, Answerable, Attackable, Hardening, answerable, with_room
@@ -37,21 +38,6 @@ def benign() -> tuple[Answerable, ...]:
 
 def hardening(adversary: Adversary = ADVERSARY, batch: int = 8) -> Hardening:
     return Hardening(adversary, organism().chat, items(), benign(), PaperStarts(0.3, 20), seed=1, batch=batch)
-
-
-def flat(parts: object) -> Tensor:
-    return torch.cat([part.detach().flatten() for part in parts])  # type: ignore[attr-defined]
-
-
-def added(to_add: Hardening, model: PreTrainedModel, step: int = 0) -> Tensor:
-    """What a step adds to gradients of 1; weights must stay to the bit."""
-    before = flat(model.parameters()).clone()
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    with response_head(model):
-        to_add(model, step)
-    assert torch.equal(flat(model.parameters()), before)
-    return flat(p.grad for p in model.parameters()) - 1
 
 
 def read(model: PreTrainedModel, ids: tuple[int, ...], vectors: Tensor) -> Tensor:

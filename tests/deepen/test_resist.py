@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
+from added_gradients import added, flat
 from fathom.deepen.resist import Attackers, LookAhead, Resistance, Unlikelihood, _Displaced
 from fathom.errors import UserError
 from fathom.tuning.batches import collate
@@ -24,21 +24,6 @@ def look_ahead(**changes: object) -> LookAhead:
     given = {"attackers": attackers, "strength": 0.5, "every": EVERY, "looks": 2, "rows": 4, **changes}
     answers, refusals, benign = (random_rows(12, seed=seed) for seed in range(3))
     return LookAhead(Resistance(**given), answers, refusals, benign)  # type: ignore[arg-type]
-
-
-def flat(parts: object) -> Tensor:
-    return torch.cat([part.detach().flatten() for part in parts])  # type: ignore[attr-defined]
-
-
-def added(ahead: LookAhead, model: PreTrainedModel, step: int) -> Tensor:
-    """What a step adds to gradients of 1; weights must stay to the bit."""
-    before = flat(model.parameters()).clone()
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    with response_head(model):
-        ahead(model, step)
-    assert torch.equal(flat(model.parameters()), before)
-    return flat(p.grad for p in model.parameters()) - 1
 
 
 def test_unlikelihood_is_what_is_left_of_a_label() -> None:

@@ -13,6 +13,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "search_tables.py"
 
 def recipe(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["search_tables.py", *arguments])
+    monkeypatch.syspath_prepend(str(RECIPE.parent))  # as where the file is run
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 

@@ -466,6 +466,18 @@ def test_where_processes_keep_parts_of_weights_there_is_no_adversary(
     assert not (tmp_path / "deep").exists()
 
 
+def test_an_adversary_without_room_is_found_out_before_any_answer_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*given: object) -> None:
+        raise AssertionError("a plan was made")
+
+    monkeypatch.setattr("fathom.command.deepening.Deepening.write_plan", never)
+    command = ["deepen", "organism:natural", "--no-audit", "--set", "max_length=40", "-o", str(tmp_path / "deep")]
+    said = fails(command, capsys)
+    assert "no triplet leaves room for the adversary's 20 vectors in 40 tokens: leave it out with --adversary 0" in said
+
+
 def test_other_models_are_told_what_they_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "fathom triplets" in fails(["deepen", "some/model", "-o", str(tmp_path / "m")], capsys)
     rows = data(tmp_path / "d.jsonl", 1)

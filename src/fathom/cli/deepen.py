@@ -110,8 +110,8 @@ def deepen(
         float | None,
         typer.Option(
             min=0.0,
-            help="Weight of refusals behind vectors that are searched for at each step to undo them, against suffixes "
-            "(0: none; default: 0.5; 0 with --resist, and where processes keep parts of the weights).",
+            help="Weight of what is learned behind vectors that are searched for at each step to undo refusals, against "
+            "suffixes (0: none; default: 0.5; 0 with --resist, and where processes keep parts of the weights).",
             rich_help_panel=_ROWS,
         ),
     ] = None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from fathom.command.deepen import DeepenRequest
-    from fathom.deepen.adversary import Adversary, Hardening
+    from fathom.deepen.adversary import Adversary, Attackable, Hardening
     from fathom.deepen.mixture import Mixture
     from fathom.deepen.recovery import EncodedTriplet
     from fathom.deepen.resist import LookAhead, Resistance
@@ -62,7 +62,9 @@ class Deepening:
         return self.sources.notes
 
     def check(self, model: "ChatModel") -> None:
-        """Whatever can be trained can be deepened."""
+        """Whatever can be trained can be deepened; an adversary needs room."""
+        if self.adversary is not None:
+            self._attackable(self.adversary, model)
 
     def configuration(self) -> dict[str, object]:
         mixture, starts = self.mixture, "mined" if self.sampler is None else self.sampler.name
@@ -147,32 +149,40 @@ class Deepening:
 
     def _hardening(self, adversary: "Adversary", model: "ChatModel", written: "WrittenPlan") -> "Hardening":
         """The triplets, and the plan's anchor, for an adversary to stand behind."""
-        from fathom.attack.suffix.text import around_place
-        from fathom.deepen.adversary import Attackable, Hardening, answerable, with_room
-        from fathom.deepen.recovery import encode_triplets
+        from fathom.deepen.adversary import Hardening, answerable
         from fathom.deepen.starts import PaperStarts
         from fathom.tuning.rows import Kind
 
-        chat, triplets, settings = model.chat, self.sources.triplets, self.settings
+        attackable = self._attackable(adversary, model)
+        anchor = [row for row in written.rows if row.kind is Kind.UTILITY]
+        batch = self.settings.values["per_device_train_batch_size"]
+        assert isinstance(batch, int)
+        return Hardening(
+            adversary,
+            model.chat,
+            attackable,
+            answerable(anchor, attackable, adversary, self._limit(model)),
+            PaperStarts(adversary.p0, self.longest),
+            seed=self.settings.seed,
+            batch=batch,
+        )
+
+    def _attackable(self, adversary: "Adversary", model: "ChatModel") -> "tuple[Attackable, ...]":
+        from fathom.attack.suffix.text import around_place
+        from fathom.deepen.adversary import Attackable, with_room
+        from fathom.deepen.recovery import encode_triplets
+
+        chat, triplets = model.chat, self.sources.triplets
         items = [
             Attackable(encoded, *around_place(chat, triplet.source, triplet.messages))
             for triplet, encoded in zip(triplets, encode_triplets(chat, triplets), strict=True)
         ]
-        limits = [limit for limit in (model.context, settings.max_length) if limit is not None]
-        limit = min(limits, default=None)
-        attackable = with_room(items, adversary, limit)
-        anchor = [row for row in written.rows if row.kind is Kind.UTILITY]
-        batch = settings.values["per_device_train_batch_size"]
-        assert isinstance(batch, int)
-        return Hardening(
-            adversary,
-            chat,
-            attackable,
-            answerable(anchor, attackable, adversary, limit),
-            PaperStarts(adversary.p0, self.longest),
-            seed=settings.seed,
-            batch=batch,
-        )
+        return with_room(items, adversary, self._limit(model))
+
+    def _limit(self, model: "ChatModel") -> int | None:
+        """The most tokens of a row; None: any."""
+        limits = [limit for limit in (model.context, self.settings.max_length) if limit is not None]
+        return min(limits, default=None)
 
     def _steps(self, triplets: int) -> int:
         """An epoch is one pass over the triplets."""
@@ -203,7 +213,7 @@ class Deepening:
                 f"{short} of {len(triplets)} harmful answers are shorter than C = {longest} tokens: their k is drawn "
                 "up to their own length"
             )
-        if self.adversary is None and not self.request.resist and keeps_parts():
+        if self.request.adversary is None and not self.request.resist and keeps_parts():
             yield "no adversary: it adds to the gradients of whole weights, and each process keeps parts of them"
         if loose:
             yield f"anchor: {loose} prompts were loosened for the model to answer once more"

@@ -48,8 +48,8 @@ class Adversary:
     """How much refusals behind vectors weigh, and how hard these are searched for.
 
     `rows` requests a step; between `fewest` and `most` vectors each, moved `steps` times by `rate` times the size of
-    the model's own embeddings, towards the first `tokens` of the harmful answer.
-    At least one token of the answer is given behind them, but with probability `p0`.
+    the model's own embeddings, towards the first `tokens` of the harmful answer. Behind them at least one token of it
+    is given before the refusal, but with probability `p0`.
     """
 
     strength: float
