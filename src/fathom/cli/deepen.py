@@ -110,7 +110,7 @@ def deepen(
         float | None,
         typer.Option(
             min=0.0,
-            help="Weight of what is learned behind vectors that are searched for at each step to undo refusals, against "
+            help="Weight of what is learned behind vectors that undo refusals, searched for at each step, against "
             "suffixes (0: none; default: 0.5; 0 with --resist, and where processes keep parts of the weights).",
             rich_help_panel=_ROWS,
         ),
